@@ -1,0 +1,168 @@
+"""The command line: `python -m artifact`. A wrong input is one line on stderr and exit status 2."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from importlib.metadata import PackageNotFoundError, version
+from typing import Annotated, Any
+
+import typer
+
+from artifact import systems
+from artifact.datasets import DatasetUnavailable
+from artifact.notebooks import NotebookFailed
+
+SHOWN = (
+    "torch",
+    "triton",
+    "mamba-ssm",
+    "transformers",
+    "numpy",
+    "numba",
+    "pandas",
+    "papermill",
+    "jupyterlab",
+    "ray",
+)
+
+app = typer.Typer(
+    help="Marconi, Lazarus and Zen: the papers' evaluations, run again.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+data = typer.Typer(help="Data sets: what is at hand, and downloads.", no_args_is_help=True)
+app.add_typer(data, name="data")
+
+# A wrong command, option or value. Typer has this class of click's but exports only its subclasses.
+UsageError: Any = typer.BadParameter.__base__
+
+Profile = Annotated[str, typer.Option(help="quick, full or reference")]
+
+
+@app.command()
+def doctor() -> None:
+    """Say what is installed, which device is used and why, and which data sets are at hand."""
+    from artifact import hardware, notebooks, paths
+
+    seen = hardware.detect()
+    print(f"python        {platform.python_version()} on {platform.system()} {platform.machine()}")
+    for package in SHOWN:
+        print(f"{package:<13} {_version(package)}")
+    kernels = "compiled kernels" if seen.mamba_kernels else "reference functions only: no compiled kernels"
+    print(f"\ndevice        {seen.device}: {seen.reason}")
+    print(f"processor     {seen.cpu}, {seen.cores} cores, {seen.memory_gib} GiB")
+    print(f"mamba-ssm     {kernels}")
+    print(f"nvcc          {'found' if seen.nvcc else 'not found'}")
+    limited = "network namespaces with rate limits can be made" if seen.root and seen.tc else "no rate-limited links"
+    print(f"tc, root      {limited}")
+    print()
+    data_list()
+    print(f"\nnotebooks     {len(notebooks.names())}")
+    for profile in paths.PROFILES:
+        print(f"{profile:<13} {len(list(paths.results(profile).glob('*.parquet')))} tables")
+
+
+@app.command()
+def scorecard(
+    profile: Profile = "reference",
+    write: Annotated[bool, typer.Option("--write", help="also bring REPRODUCE.md up to date")] = False,
+) -> None:
+    """Print the claims of the papers with their computed states."""
+    from rich.console import Console
+    from rich.table import Table
+
+    from artifact import claims
+
+    columns = ("claim", "figure", "paper", "here", "state", "evidence")
+    card = claims.scorecard(profile)
+    table = Table(*columns, title=f"{claims.summary(card)} (profile {profile})", title_justify="left")
+    for row in card.to_dict("records"):
+        paper, here = (claims.number(row[side], row["unit"]) for side in ("paper", "here"))
+        table.add_row(row["id"], row["figure"], paper, here, row["state"], row["evidence"])
+    Console(width=None if sys.stdout.isatty() else 120).print(table)
+    if write:
+        print(f"wrote {claims.write_block().name}")
+
+
+@app.command()
+def figures() -> None:
+    """Draw every figure again from the reference tables."""
+    from artifact.figures import redraw_all
+
+    written = redraw_all()
+    print(f"drew {len(written) // 2} figures into figures/")
+
+
+@app.command()
+def run(
+    notebook: Annotated[str, typer.Argument(help="a notebook's name, such as 90_scorecard")],
+    profile: Annotated[str, typer.Option(help="quick or full")] = "quick",
+) -> None:
+    """Execute one notebook into results/<profile>/."""
+    from artifact import notebooks
+
+    target = notebooks.run(notebook, profile)
+    print(f"{notebook} ({profile}) is in {target.parent.parent.name}/{profile}/{target.name}")
+
+
+@data.command("list")
+def data_list() -> None:
+    """List the data sets, and where each would come from."""
+    from artifact import datasets
+
+    for name in datasets.names():
+        entry = datasets.get(name)
+        download = "can be downloaded" if entry.url else "not at hand; no public download"
+        state = "at hand" if datasets.available(name) else download
+        print(f"{name:<23} {entry.size_bytes / 1e6:6.2f} MB  {state:<31}  {entry.licence}")
+
+
+@data.command("fetch")
+def data_fetch(
+    names: Annotated[list[str] | None, typer.Argument(metavar="NAME", help="data sets to fetch")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="fetch all that can be fetched")] = False,
+) -> None:
+    """Bring data sets to this machine, their sha256 checked."""
+    from artifact import datasets
+
+    if bool(names) == everything:
+        raise ValueError("data fetch takes either NAME or --all")
+    absent = []
+    for name in datasets.names() if everything else names or []:
+        try:
+            print(f"{name:<23} {datasets.path(name)}")
+        except DatasetUnavailable as error:
+            absent.append(f"{error}")
+    if absent:
+        raise DatasetUnavailable("\n       ".join(absent))
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def main() -> None:
+    """Add the systems' commands (`register(app)` in `artifact.<system>.commands`) and run."""
+    try:
+        for commands in systems.modules("commands"):
+            commands.register(app)
+        sys.exit(app(prog_name="python -m artifact", standalone_mode=False))
+    except UsageError as error:
+        if message := " ".join(error.format_message().split()):  # empty where the help has been shown instead
+            print(f"error: {message}", file=sys.stderr)
+        sys.exit(2)
+    except (ValueError, FileNotFoundError, DatasetUnavailable) as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except NotebookFailed as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,156 @@
+"""The command line: what each command prints; a wrong input is one line on stderr and exit status 2."""
+
+import subprocess
+import sys
+
+import pytest
+
+from artifact import __main__ as command_line
+from artifact import claims, datasets, notebooks, paths, results, systems
+
+
+def artifact(*arguments, **options):
+    command = [sys.executable, "-m", "artifact", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, cwd=paths.ROOT, **options)
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """The command line in this process, without the systems' commands: exit status, stdout, stderr."""
+    monkeypatch.setattr(systems, "modules", lambda part: iter([]))
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["artifact", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            command_line.main()
+        return ended.value.code or 0, *capsys.readouterr()
+
+    return call
+
+
+def test_doctor_says_what_is_installed_which_device_and_why_and_which_data(run):
+    status, out, _ = run("doctor")
+    assert status == 0
+    lines = out.splitlines()
+    for start in (
+        "python ",
+        "torch ",
+        "mamba-ssm ",
+        "device ",
+        "processor ",
+        "nvcc ",
+        "notebooks ",
+        "reference ",
+    ):
+        assert any(line.startswith(start) for line in lines), start
+    device = next(line for line in lines if line.startswith("device"))
+    assert device.split(":", 1)[1].strip(), "the reason"
+    for name in datasets.names():
+        assert any(line.startswith(name + " ") for line in lines), name
+
+
+def test_data_list_has_a_line_for_each_data_set(run):
+    status, out, _ = run("data", "list")
+    assert status == 0
+    assert [line.split()[0] for line in out.splitlines()] == datasets.names()
+
+
+def test_data_fetch_prints_where_the_file_lies(run, monkeypatch):
+    monkeypatch.setattr(datasets, "path", lambda name: f"somewhere/{name}")
+    assert run("data", "fetch", "sgd", "olmoe")[:2] == (
+        0,
+        "sgd                     somewhere/sgd\nolmoe                   somewhere/olmoe\n",
+    )
+    assert len(run("data", "fetch", "--all")[1].splitlines()) == len(datasets.names())
+
+
+def test_data_fetch_brings_what_it_can_and_then_says_what_is_missing(run, monkeypatch):
+    def path(name):
+        if name == "sgd":
+            raise datasets.DatasetUnavailable("sgd has no public download.")
+        return f"somewhere/{name}"
+
+    monkeypatch.setattr(datasets, "path", path)
+    status, out, err = run("data", "fetch", "--all")
+    assert (status, err) == (2, "error: sgd has no public download.\n")
+    assert len(out.splitlines()) == len(datasets.names()) - 1
+
+
+def test_scorecard_prints_the_claims_and_writes_their_table(run, root):
+    (root / "claims.toml").write_text("")
+    (root / "REPRODUCE.md").write_text(f"{claims.BEGIN}\n{claims.END}\n")
+    status, out, _ = run("scorecard", "--write")
+    assert status == 0
+    assert "0 claims (profile reference)" in out and "wrote REPRODUCE.md" in out
+    assert "0 claims." in (root / "REPRODUCE.md").read_text()
+
+
+def test_a_failed_notebook_is_exit_status_1(run, monkeypatch):
+    def fails(name, profile):
+        raise notebooks.NotebookFailed(f"notebook {name} ({profile}) failed in cell 3")
+
+    monkeypatch.setattr(notebooks, "run", fails)
+    assert run("run", "10_tiny") == (1, "", "error: notebook 10_tiny (quick) failed in cell 3\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["scorecard", "--profile", "fast"], "profile must be one of quick, full, reference, got 'fast'"),
+        (
+            ["run", "90_scorecard", "--profile", "fast"],
+            "a notebook runs in profile quick or full, got 'fast'",
+        ),
+        (["run", "90_scorecrad"], "notebook must be one of"),
+        (["data", "fetch"], "data fetch takes either NAME or --all"),
+        (["data", "fetch", "sgd", "--all"], "data fetch takes either NAME or --all"),
+        (["data", "fetch", "sdg"], "data set must be one of"),
+        (["scorecrad"], "No such command 'scorecrad'."),
+        (["scorecard", "--porfile", "quick"], "No such option: --porfile"),
+        (["run"], "Missing argument"),
+    ],
+)
+def test_a_wrong_input_is_one_line_on_stderr_and_status_2(run, arguments, told):
+    status, out, err = run(*arguments)
+    assert (status, out) == (2, "")
+    assert err.startswith("error: ") and told in err
+    assert len(err.splitlines()) == 1
+
+
+def test_a_page_that_is_missing_is_one_line(run, root):
+    (root / "claims.toml").write_text("")
+    status, _, err = run("scorecard", "--write")
+    assert status == 2 and len(err.splitlines()) == 1 and "REPRODUCE.md" in err
+
+
+def test_without_a_command_it_shows_the_help_and_no_error(run):
+    status, out, err = run()
+    assert status == 2
+    assert "doctor" in out + err and "error:" not in err
+    assert run("--help")[0] == 0
+
+
+def test_a_table_that_a_command_asks_for_is_named_when_missing(run, root, monkeypatch):
+    monkeypatch.setattr(claims, "scorecard", lambda profile: results.load("11_hits", profile))
+    assert run("scorecard") == (2, "", "error: table 11_hits has not been run in profile reference\n")
+
+
+def test_the_module_runs_with_the_systems_commands():
+    done = artifact("scorecard")
+    assert done.returncode == 0, done.stderr
+    assert "claims" in done.stdout
+    wrong = artifact("data", "fetch", "no-such-data")
+    assert wrong.returncode == 2 and len(wrong.stderr.splitlines()) == 1
+
+
+def test_start_up_imports_nothing_heavy():
+    program = """
+import sys
+from artifact import __main__, claims, datasets, hardware, results, sweep, systems
+list(systems.modules("commands"))
+heavy = {"torch", "numba", "transformers", "mamba_ssm", "triton", "ray", "papermill", "scipy", "matplotlib"}
+print(*sorted(heavy & set(sys.modules)))
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=paths.ROOT)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip() == ""
