@@ -96,7 +96,7 @@ docs: $(ENV)  ## README, REPRODUCE and the notebooks as a static site in site/
 	@echo "open site/index.html"
 
 clean:  ## remove what was generated; never results/reference, figures or .venv
-	rm -rf results/quick results/full site build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache
+	rm -rf results/quick results/full site build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
 	find $(wildcard artifact tests notebooks benchmarks) -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
 
 reference:  ## run full and bring the committed tables, figures and claims table up to date

@@ -60,6 +60,7 @@ def run(name: str, profile: str) -> Path:
     """
     values = overrides(name, profile)
     import papermill
+    from nbclient.exceptions import DeadKernelError
     from papermill.exceptions import PapermillExecutionError
 
     target = paths.results(profile) / f"{name}.ipynb"
@@ -82,7 +83,8 @@ def run(name: str, profile: str) -> Path:
         if isinstance(error, PapermillExecutionError):
             told += _in_cell(error.cell_index, error.source) + f": {error.ename}: {error.evalue}"
         else:
-            told += _unfinished_cell(running) + f": {type(error).__name__}: {error}"
+            where = _last_cell(running) if isinstance(error, DeadKernelError) else ""
+            told += f"{where}: {type(error).__name__}: {error}"
         if running.exists():
             os.replace(running, failed)
             told += f"\nits output is kept in {failed.relative_to(paths.ROOT)}"
@@ -96,16 +98,13 @@ def _in_cell(index: int, source: str) -> str:
     return f" in cell {index} (`{next(iter(source.strip().splitlines()), '')}`)"
 
 
-def _unfinished_cell(running: Path) -> str:
-    """Where a kernel that died had got to: papermill has noted that the cell began, and there is no count."""
+def _last_cell(running: Path) -> str:
+    """Where a kernel that died had got to: papermill has noted in the running notebook when a cell began."""
     import nbformat
 
-    if running.exists():
-        for index, cell in enumerate(nbformat.read(running, as_version=4).cells):
-            began = cell.metadata.get("papermill", {}).get("start_time")
-            if cell.cell_type == "code" and began and cell.execution_count is None:
-                return _in_cell(index, cell.source)
-    return ""
+    cells = nbformat.read(running, as_version=4).cells if running.exists() else []
+    began = [index for index, cell in enumerate(cells) if cell.metadata.get("papermill", {}).get("start_time")]
+    return _in_cell(began[-1], cells[began[-1]].source) if began else ""
 
 
 def _source(name: str) -> Path:

@@ -89,7 +89,7 @@ def test_the_pattern_for_paths_finds_them():
         f"{paths.ROOT}/data",
         f"in {Path.home()}/.cache",
         "/home/a/b",
-        "/tmp/x",
+        f"{tempfile.gettempdir()}/x",
         r"C:\Users",
         "C:\\\\data",
     ):

@@ -83,7 +83,7 @@ def _hash(parent, block):
 
 @njit(cache=True)
 def _same(tokens, block):
-    for i in range(len(block)):
+    for i in range(len(block)):  # noqa: SIM110 (compiled)
         if tokens[i] != block[i]:
             return False
     return True

@@ -1,11 +1,14 @@
 """A heuristic that sees the future: what better eviction could still gain.
 
 Choosing what to keep among states of different sizes that depend on one another is NP-hard, so this is no bound. At
-each eviction the node goes that saves the fewest tokens for each byte it holds and each request until its next use;
-nodes that are never used again go first. It is labelled a heuristic wherever it is shown.
+each eviction the node goes that saves the fewest tokens for each byte it frees and each request until they are saved.
+Two uses of a node count, the better one: the next request that takes it whole, and the next that enters its edge and
+leaves within, where a branch point will be kept. It is labelled a heuristic wherever it is shown.
 """
 
 from __future__ import annotations
+
+from bisect import bisect_left
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +17,7 @@ from artifact.prefix_cache.admission import bytes_needed
 from artifact.prefix_cache.cache import PrefixCache, Rules, State, look_up, remove, store, used_bytes
 from artifact.prefix_cache.eviction import FlopAware
 from artifact.prefix_cache.fidelity import CORRECTED
-from artifact.prefix_cache.radix_tree import ALLOCATED, DEAD, match
+from artifact.prefix_cache.radix_tree import ALLOCATED, match
 from artifact.prefix_cache.spec import HybridSpec
 from artifact.prefix_cache.traces import Tokens, Trace
 
@@ -25,73 +28,99 @@ class Future:
     """When a prefix is looked up next: all inputs in lexicographic order, so that a prefix is a range of them."""
 
     def __init__(self, trace: Trace) -> None:
-        self.keys = [trace.input(i).astype(">u4").tobytes() for i in range(len(trace))]
-        self.order: NDArray[np.int64] = np.array(sorted(range(len(trace)), key=self.keys.__getitem__), np.int64)
-        self.sorted_keys = [self.keys[i] for i in self.order]
+        self._inputs = [trace.input(i) for i in range(len(trace))]
+        keys = [tokens.astype(">u4").tobytes() for tokens in self._inputs]
+        self._order: NDArray[np.int64] = np.array(sorted(range(len(trace)), key=keys.__getitem__), np.int64)
+        self._sorted_keys = [keys[i] for i in self._order]
 
     def next_use(self, prefix: Tokens, now: int) -> int:
         """Number of the next request after `now` whose input starts with `prefix`; NEVER if there is none."""
-        from bisect import bisect_left
-
         key = prefix.astype(">u4").tobytes()
-        first = bisect_left(self.sorted_keys, key)
-        last = bisect_left(self.sorted_keys, key + b"\xff\xff\xff\xff", lo=first)
-        later = self.order[first:last]
+        first = bisect_left(self._sorted_keys, key)
+        last = bisect_left(self._sorted_keys, key + b"\xff\xff\xff\xff", lo=first)
+        later = self._order[first:last]
         later = later[later > now]
         return int(later.min()) if later.size else NEVER
+
+    def value(self, prefix: Tokens, parent_depth: int, now: int) -> tuple[float, int]:
+        """Tokens saved for each request until then, of the better use, and the request at which to look again."""
+        whole, entered = self.next_use(prefix, now), self.next_use(prefix[: parent_depth + 1], now)
+        best = 0.0 if whole == NEVER else (len(prefix) - parent_depth) / (whole - now)
+        if entered != NEVER:
+            tokens = self._inputs[entered][: len(prefix)]
+            differs = np.flatnonzero(tokens != prefix[: len(tokens)])
+            overlap = int(differs[0]) if differs.size else len(tokens)
+            best = max(best, (overlap - parent_depth) / (entered - now))
+        return best, min(whole, entered)
 
 
 def replay_clairvoyant(trace: Trace, spec: HybridSpec, *, capacity_bytes: int) -> NDArray[np.int64]:
     """Reused tokens of each request under the heuristic. [requests]"""
     cache = PrefixCache(spec, capacity_bytes=capacity_bytes, eviction=FlopAware(0.0), fidelity=CORRECTED)
-    rules, future = cache.rules(), Future(trace)
+    rules, uses = cache.rules(), Uses(Future(trace))
     hits = np.zeros(len(trace), np.int64)
-    next_use: dict[int, int] = {}
     for now in range(len(trace)):
         sequence = trace.sequence(now)
         hits[now] = look_up(cache.state, rules, trace.input(now))
         if spec.sequence_bytes(len(sequence)) <= capacity_bytes:
-            _make_room(cache, rules, sequence, future, next_use, now)
+            _make_room(cache, rules, sequence, uses, now)
         cache.state, _ = store(cache.state, rules, sequence)
     return hits
 
 
-def _make_room(cache: PrefixCache, rules: Rules, sequence: Tokens, future: Future, known: dict, now: int) -> None:
+class Uses:
+    """What each node is worth, looked up again once its next use has passed or its edge has changed.
+
+    A node's worth grows as its use comes nearer; between two looks it is taken as it was at the first.
+    """
+
+    def __init__(self, future: Future) -> None:
+        self._future = future
+        self._value, self._until, self._length = np.zeros(0), np.zeros(0, np.int64), np.zeros(0, np.int64)
+
+    def values(self, cache: PrefixCache, candidates: NDArray[np.intp], now: int) -> NDArray[np.float64]:
+        """Tokens saved per request until they are saved, for each candidate."""
+        nodes = cache.state.tree.nodes
+        if len(self._value) < len(nodes):
+            more = len(nodes) - len(self._value)
+            self._value, self._until, self._length = (
+                np.concatenate([array, np.zeros(more, array.dtype)])
+                for array in (self._value, self._until, self._length)
+            )
+        stale = (self._until[candidates] <= now) | (self._length[candidates] != nodes["length"][candidates])
+        for node in candidates[stale]:
+            row = nodes[node]
+            value, until = self._future.value(_prefix(cache, int(node)), int(row["depth"] - row["length"]), now)
+            self._value[node], self._until[node], self._length[node] = value, until, row["length"]
+        return self._value[candidates]
+
+    def forget(self, node: int) -> None:
+        """The node is gone; its number may come back."""
+        self._length[node] = 0
+
+
+def _make_room(cache: PrefixCache, rules: Rules, sequence: Tokens, uses: Uses, now: int) -> None:
+    """Evict until `sequence` fits."""
+    spec = cache.spec
     while True:
         tree = cache.state.tree
         found = match(tree, sequence, True)
-        if (
-            used_bytes(tree, rules.costs) + bytes_needed(rules.costs, len(sequence), found, True)
-            <= cache.capacity_bytes
-        ):
+        need = bytes_needed(rules.costs, len(sequence), found, True)
+        if used_bytes(tree, rules.costs) + need <= cache.capacity_bytes:
             return
         nodes = tree.nodes[: tree.counts[ALLOCATED]]
-        may_go = (nodes["parent"] >= 0) & (nodes["parent"] != DEAD) & (nodes["num_children"] <= 1)
-        if cache.spec.checkpoint_bytes == 0:
-            may_go &= nodes["num_children"] == 0
+        leaf = nodes["num_children"] == 0
+        may_go = (nodes["parent"] >= 0) & (leaf | ((nodes["num_children"] == 1) & (spec.checkpoint_bytes > 0)))
         may_go[[found.deepest, found.last]] = False
         candidates = np.flatnonzero(may_go)
         if candidates.size == 0:
             return
-        scores = [_worth(cache, int(node), future, known, now) for node in candidates]
-        victim = int(candidates[int(np.argmin(scores))])
-        known.pop(victim, None)
+        kv_bytes = np.where(leaf[candidates], nodes["length"][candidates] * spec.kv_bytes_per_token, 0)
+        worth = uses.values(cache, candidates, now) / (spec.checkpoint_bytes + kv_bytes)
+        victim = int(candidates[np.argmin(worth)])
+        uses.forget(victim)
         state, _ = remove(cache.state, rules, victim)
         cache.state = State(*state)
-
-
-def _worth(cache: PrefixCache, node: int, future: Future, known: dict, now: int) -> float:
-    tree = cache.state.tree
-    row = tree.nodes[node]
-    use = known.get(node)
-    if use is None or use <= now:
-        use = future.next_use(_prefix(cache, node), now)
-        known[node] = use
-    if use == NEVER:
-        return 0.0
-    leaf = row["num_children"] == 0
-    freed = cache.spec.checkpoint_bytes + (cache.spec.kv_bytes(int(row["length"])) if leaf else 0)
-    return float(row["length"]) / (freed * (use - now))
 
 
 def _prefix(cache: PrefixCache, node: int) -> Tokens:

@@ -68,4 +68,5 @@ def replay(
         print(json.dumps(report))
         return
     for name, value in report.items():
-        print(f"{name:<23} {value:,}" if isinstance(value, int) else f"{name:<23} {value}")
+        number = isinstance(value, int) and not isinstance(value, bool)
+        print(f"{name:<23} {value:,}" if number else f"{name:<23} {value}")

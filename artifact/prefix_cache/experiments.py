@@ -129,6 +129,32 @@ def policy_sweep(*, configurations: list[dict[str, Any]], description: str = "co
     return sweep.table(policies, configurations, description=description)
 
 
+def static_alphas(
+    *,
+    source: str,
+    capacity_gb: float,
+    alphas: list[float],
+    fidelities: list[str],
+    spec: str = "marconi-7b",
+    **options: Any,
+) -> pd.DataFrame:
+    """Marconi with fixed alphas. One row per (fidelity, alpha)."""
+    trace, model = trace_of(source, **options), preset(spec)
+    rows = []
+    for fidelity in fidelities:
+        for alpha in alphas:
+            result = replay(
+                trace,
+                model,
+                system=MARCONI,
+                capacity_bytes=round(capacity_gb * GB),
+                alpha=alpha,
+                fidelity=Fidelity.parse(fidelity),
+            )
+            rows.append({"trace": trace.name, "capacity_gb": float(capacity_gb), "fidelity": fidelity, **_row(result)})
+    return pd.DataFrame(rows)
+
+
 def limit(source: str, sessions: int) -> dict[str, int]:
     """The importer's option that makes a trace shorter: Mooncake's requests carry no session, so 20 for each."""
     return {"limit_requests": 20 * sessions} if source.startswith("mooncake") else {"limit_sessions": sessions}
@@ -253,6 +279,7 @@ def requests(
         )
         table = request_table(result, trace)
         table.insert(0, "trace", trace.name)
+        table.insert(1, "capacity_gb", float(capacity_gb))
         table["fidelity"] = fidelity
         table["ttft_ms"] = ttft_ms(table["input_tokens"].to_numpy() - table["hit_tokens"].to_numpy())
         table["flops_saved"] = [float(model.prefill_flops(int(hit))) for hit in result.hit_tokens]

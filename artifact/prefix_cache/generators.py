@@ -1,7 +1,7 @@
 """Seeded workloads of the project's own, with the shapes of the real ones: chat, few-shot, agent.
 
-Lengths are drawn from log-normal distributions around those of the real traces; tokens are uniform over a vocabulary, so
-that nothing is shared but what a generator shares on purpose.
+Lengths are drawn from log-normal distributions around those of the real traces; tokens are uniform over a vocabulary,
+so that nothing is shared but what a generator shares on purpose.
 """
 
 from __future__ import annotations

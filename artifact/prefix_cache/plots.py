@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,12 +24,31 @@ def _rate_lines(ax: Axes, table: pd.DataFrame, x: str) -> None:
     ax.set_ylabel("Token hit rate (%)")
 
 
+def _legend(figure: Figure, ax: Axes) -> None:
+    """One legend above all panels, so that it covers no data."""
+    handles, labels = ax.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 6))
+
+
+def _panels(count: int, columns: int, height_in: float, **options: Any) -> tuple[Figure, list[Axes]]:
+    """A grid of `count` panels; places left over are blank."""
+    columns = min(columns, count)
+    rows = -(-count // columns)
+    figure, axes = subplots(rows, columns, height_in=height_in * rows, squeeze=False, **options)
+    for ax in axes.flat[count:]:
+        ax.axis("off")
+    return figure, list(axes.flat[:count])
+
+
 def _spread(ax: Axes, groups: dict[str, np.ndarray], colors: list[str]) -> None:
-    """Box of 25 to 75 %, whiskers at 5 and 95 %, mean as a dot, as in the paper."""
-    boxes = ax.boxplot(
-        list(groups.values()),
-        tick_labels=list(groups),
-        whis=(5, 95),
+    """Box of 25 to 75 %, whiskers at 5 and 95 %, mean as a dot, as in the paper (percentiles interpolated)."""
+    stats = []
+    for label, values in groups.items():
+        low, first, median, third, high = np.percentile(values, [5, 25, 50, 75, 95])
+        box = {"label": label, "whislo": low, "q1": first, "med": median, "q3": third, "whishi": high}
+        stats.append({**box, "mean": values.mean(), "fliers": []})
+    boxes = ax.bxp(
+        stats,
         showfliers=False,
         showmeans=True,
         patch_artist=True,
@@ -36,51 +56,53 @@ def _spread(ax: Axes, groups: dict[str, np.ndarray], colors: list[str]) -> None:
         meanprops={"marker": "o", "markerfacecolor": "white", "markeredgecolor": "black", "markersize": 3},
         medianprops={"color": "black"},
     )
-    for box, color in zip(boxes["boxes"], colors, strict=True):
-        box.set_facecolor(color)
-        box.set_alpha(0.6)
+    for patch, color in zip(boxes["boxes"], colors, strict=True):
+        patch.set_facecolor(color)
+        patch.set_alpha(0.6)
+
+
+def _tree_places(nodes: pd.DataFrame) -> dict[int, tuple[float, float]]:
+    """Where each node is drawn: leaves side by side, a parent above the middle of its children."""
+    children: dict[Any, list[Any]] = {node: [] for node in nodes.index}
+    for node, parent in nodes["parent"].items():
+        if node:
+            children[int(parent)].append(node)
+    places: dict[int, tuple[float, float]] = {}
+    leaves = 0
+
+    def place(node: int, level: int) -> float:
+        nonlocal leaves
+        below = [place(child, level + 1) for child in children[node]]
+        leaves += not below
+        x = float(np.mean(below)) if below else float(leaves)
+        places[node] = (x, -float(level))
+        return x
+
+    place(0, 0)
+    return places
 
 
 def plot_tree(table: pd.DataFrame) -> Figure:
-    """The tree after each operation: a node per checkpoint, its edge's tokens and its age."""
+    """The tree after each operation: a dot for each checkpoint, its edge's tokens above, its age beside."""
     steps = sorted(table["step"].unique())
-    columns = min(3, len(steps))
-    rows = -(-len(steps) // columns)
-    figure, axes = subplots(rows, columns, height_in=1.9 * rows, squeeze=False)
-    for ax in axes.flat[len(steps) :]:
-        ax.axis("off")
-    for ax, step in zip(axes.flat, steps, strict=False):
+    figure, axes = _panels(len(steps), 2, 1.75)
+    for ax, step in zip(axes, steps, strict=True):
         nodes = table[table["step"] == step].set_index("node")
-        children = {n: list(nodes.index[nodes["parent"] == n]) for n in nodes.index}
-        places: dict[int, tuple[float, int]] = {}
-        leaves = 0
-
-        def place(node: int, level: int) -> float:
-            nonlocal leaves
-            below = [place(child, level + 1) for child in children[node]]  # noqa: B023
-            if not below:
-                leaves += 1
-            x = float(np.mean(below)) if below else float(leaves)
-            places[node] = (x, -level)  # noqa: B023
-            return x
-
-        place(0, 0)
+        places = _tree_places(nodes)
         for node, (x, y) in places.items():
-            row = nodes.loc[node]
+            ax.scatter([x], [y], s=40, color=BLUE if node else GREY, zorder=2)
             if node:
-                px, py = places[int(row["parent"])]
+                px, py = places[int(nodes.loc[node, "parent"])]
                 ax.plot([px, x], [py, y], color="#999999", linewidth=1, zorder=1)
-                ax.annotate(
-                    row["edge"], ((px + x) / 2, (py + y) / 2), ha="center", va="center", fontsize=6, zorder=3,
-                    bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.5},
-                )  # fmt: skip
-                ax.annotate(f"age {row['age']}", (x, y - 0.22), ha="center", va="top", fontsize=5.5)
-            ax.scatter([x], [y], s=45, color=BLUE if node else GREY, zorder=2)
+                white = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+                edge, age = nodes.loc[node, "edge"], f"  age {nodes.loc[node, 'age']}"
+                ax.annotate(edge, (x, y + 0.33), ha="center", va="center", fontsize=6, bbox=white, zorder=3)
+                ax.annotate(age, (x, y), ha="left", va="center", fontsize=5.5)
         first = nodes.iloc[0]
-        reused = f", reuses {first['reused_tokens']}" if first["operation"].startswith("lookup") else ""
-        ax.set_title(f"{step + 1}. {first['operation']}{reused}", fontsize=6.5, loc="left")
-        ax.set_xlim(0.3, max(leaves, 1) + 0.7)
-        ax.set_ylim(-max(-y for _, y in places.values()) - 0.7, 0.4)
+        reused = f", reuses {first['reused_tokens']} tokens" if first["operation"].startswith("lookup") else ""
+        ax.set_title(f"{step + 1}. {first['operation']}{reused}", loc="left")
+        ax.set_xlim(0.4, max(x for x, _ in places.values()) + 0.8)
+        ax.set_ylim(min(y for _, y in places.values()) - 0.4, 0.4)
         ax.axis("off")
     return figure
 
@@ -127,7 +149,7 @@ def plot_layer_flops(table: pd.DataFrame) -> Figure:
         ax.set_title(spec)
         ax.tick_params(axis="x", rotation=60)
     axes.flat[0].set_ylabel("Share of FLOPs (%)")
-    axes.flat[0].legend()
+    _legend(figure, axes.flat[0])
     figure.supxlabel("Sequence length (tokens)", fontsize=8)
     return figure
 
@@ -135,20 +157,16 @@ def plot_layer_flops(table: pd.DataFrame) -> Figure:
 def plot_block_reuse(table: pd.DataFrame) -> Figure:
     """Share of admitted blocks whose KV and whose state is ever reused (figure 3a)."""
     traces = list(table["trace"].unique())
-    figure, axes = subplots(1, len(traces), height_in=2.2, sharey=True, squeeze=False)
-    for ax, trace in zip(axes.flat, traces, strict=True):
+    figure, axes = _panels(len(traces), 2, 2.0)
+    for ax, trace in zip(axes, traces, strict=True):
         rows = table[table["trace"] == trace].sort_values("block_size")
         place = np.arange(len(rows))
-        for shift, column, label, color in (
-            (-0.2, "kv_reused_pct", "KV", RED),
-            (0.2, "state_reused_pct", "SSM state", BLUE),
-        ):
-            bars = ax.bar(place + shift, rows[column], 0.4, label=label, color=color)
+        for shift, part, label, color in ((-0.2, "kv", "KV", RED), (0.2, "state", "SSM state", BLUE)):
+            bars = ax.bar(place + shift, rows[f"{part}_reused_pct"], 0.4, label=label, color=color)
             ax.bar_label(bars, fmt="%.2g", fontsize=6)
         ax.set_xticks(place, rows["block_size"].astype(str))
-        ax.set(title=trace, xlabel="Block size (tokens)")
-    axes.flat[0].set_ylabel("Blocks reused (%)")
-    axes.flat[0].legend()
+        ax.set(title=trace, xlabel="Block size (tokens)", ylabel="Blocks reused (%)")
+    _legend(figure, axes[0])
     return figure
 
 
@@ -220,24 +238,28 @@ def plot_ttft(table: pd.DataFrame) -> Figure:
             ylim=(0, 1.02),
         )
     axes[0].set_ylabel("Share of configurations")
-    axes[0].legend()
+    _legend(figure, axes[0])
     return figure
 
 
 def plot_hit_rate_by_length(table: pd.DataFrame) -> Figure:
-    """Hit rate by input length, and the distribution of the time to first token (figure 10)."""
-    figure, axes = subplots(1, 2, height_in=2.4)
-    width = 1000
-    bins = (table["input_tokens"] // width) * width + width // 2
-    sums = table.groupby(["system", bins])[["hit_tokens", "input_tokens"]].sum()
-    rate = 100 * sums["hit_tokens"] / sums["input_tokens"]
-    for system in ("SGLang+", "Marconi"):
-        axes[0].plot(rate[system].index, rate[system], label=system, color=SYSTEM_COLORS[system])
-        times = np.sort(table.loc[table["system"] == system, "ttft_ms"].to_numpy())
-        axes[1].plot(times, np.arange(1, len(times) + 1) / len(times), label=system, color=SYSTEM_COLORS[system])
-    axes[0].set(xlabel="Input length (tokens, bins of 1,000)", ylabel="Token hit rate (%)", ylim=(0, 101))
-    axes[1].set(xlabel="Time to first token (ms)", ylabel="Share of requests", ylim=(0, 1.02))
-    axes[0].legend()
+    """Hit rate by input length, and the distribution of the time to first token, by capacity (figure 10)."""
+    capacities = list(table["capacity_gb"].unique())
+    figure, axes = subplots(len(capacities), 2, height_in=2.2 * len(capacities), squeeze=False)
+    for (by_length, by_time), capacity in zip(axes, capacities, strict=True):
+        rows = table[table["capacity_gb"] == capacity]
+        middle = (rows["input_tokens"] // 1000) * 1000 + 500
+        sums = rows.groupby(["system", middle])[["hit_tokens", "input_tokens"]].sum()
+        rate = 100 * sums["hit_tokens"] / sums["input_tokens"]
+        for system in ("SGLang+", "Marconi"):
+            by_length.plot(rate[system].index, rate[system], label=system, color=SYSTEM_COLORS[system])
+            times = np.sort(rows.loc[rows["system"] == system, "ttft_ms"].to_numpy())
+            by_time.plot(times, np.arange(1, len(times) + 1) / len(times), color=SYSTEM_COLORS[system])
+        title = f"{rows['trace'].iloc[0]}, {capacity:g} GB"
+        by_length.set(xlabel="Input length (tokens, bins of 1,000)", ylabel="Token hit rate (%)", ylim=(0, 101))
+        by_length.set_title(title)
+        by_time.set(xlabel="Time to first token (ms)", ylabel="Share of requests", ylim=(0, 1.02), title=title)
+    _legend(figure, axes[0, 0])
     return figure
 
 
@@ -248,7 +270,7 @@ def plot_contention(table: pd.DataFrame) -> Figure:
     for ax, trace in zip(axes.flat, traces, strict=True):
         _rate_lines(ax, table[table["trace"] == trace], "capacity_gb")
         ax.set(title=trace, xlabel="Capacity (GB)")
-    axes.flat[0].legend()
+    _legend(figure, axes.flat[0])
     return figure
 
 
@@ -261,7 +283,7 @@ def plot_arrival(table: pd.DataFrame) -> Figure:
         for ax, varied in zip(line, labels, strict=True):
             _rate_lines(ax, table[(table["trace"] == trace) & (table["varied"] == varied)], varied)
             ax.set(title=trace, xlabel=labels[varied])
-    axes.flat[0].legend()
+    _legend(figure, axes.flat[0])
     return figure
 
 
@@ -279,7 +301,7 @@ def _bars_by(table: pd.DataFrame, column: str, xlabel: str) -> Figure:
         ax.set_xticks(np.arange(len(rates)), [str(value) for value in rates.index])
         ax.set(title=f"{table['trace'].iloc[0]}, fidelity {fidelity}", xlabel=xlabel)
     axes.flat[0].set_ylabel("Token hit rate (%)")
-    axes.flat[0].legend()
+    _legend(figure, axes.flat[0])
     return figure
 
 
@@ -294,57 +316,50 @@ def plot_state_dim(table: pd.DataFrame) -> Figure:
 
 
 def plot_corrections(table: pd.DataFrame) -> Figure:
-    """Token hit rate and excess over capacity, with each correction alone and all but each."""
+    """Each correction alone and all but each: change of the hit rate, and excess over capacity; means and ranges."""
     labels = list(dict.fromkeys(table["correction"]))
-    figure, axes = subplots(1, 2, height_in=3.4, sharey=True)
-    place = np.arange(len(labels))[::-1]
-    systems = list(table["system"].unique())
-    for system in systems:
-        rows = table[table["system"] == system].set_index("correction").reindex(labels)
-        axes[0].plot(rows["token_hit_rate_pct"], place, "o", label=system, color=SYSTEM_COLORS[system])
-        over = (rows["peak_gb"] - rows["capacity_gb"]).clip(lower=0)
-        axes[1].plot(over, place, "o", label=system, color=SYSTEM_COLORS[system])
+    figure, axes = subplots(1, 2, height_in=3.6, sharey=True)
+    place = np.arange(len(labels))[::-1].astype(float)
+    index = ["system", "sessions_per_s", "capacity_gb"]
+    published = table[table["fidelity"] == "artifact"].set_index(index)["token_hit_rate_pct"]
+    values = table.join(published.rename("published_pct"), on=index)
+    values["change"] = values["token_hit_rate_pct"] - values["published_pct"]
+    values["over_gb"] = (values["peak_gb"] - values["capacity_gb"]).clip(lower=0)
+    panels = (("change", "Token hit rate against none (points)"), ("over_gb", "Peak bytes over capacity (GB)"))
+    for ax, (column, label) in zip(axes, panels, strict=True):
+        for shift, system in zip((0.2, 0.0, -0.2), table["system"].unique(), strict=True):
+            groups = values[values["system"] == system].groupby("correction")[column]
+            low, mean, high = (groups.agg(how).reindex(labels).to_numpy() for how in ("min", "mean", "max"))
+            color = SYSTEM_COLORS[system]
+            ax.hlines(place + shift, low, high, color=color, linewidth=0.8)
+            ax.plot(mean, place + shift, "o", label=system, color=color)
+        ax.set_xlabel(f"{label}\nmean and range over configurations")
     axes[0].set_yticks(place, labels)
-    axes[0].set_xlabel("Token hit rate (%)")
-    axes[1].set_xlabel("Peak bytes over capacity (GB)")
-    axes[0].legend()
+    _legend(figure, axes[0])
     return figure
 
 
 def plot_presets(table: pd.DataFrame) -> Figure:
     """Token hit rate against capacity for realistic models."""
     specs = list(table["spec"].unique())
-    columns = 3
-    figure, axes = subplots(
-        -(-len(specs) // columns),
-        columns,
-        height_in=1.9 * -(-len(specs) // columns),
-        sharey=True,
-        squeeze=False,
-    )
-    for ax in axes.flat[len(specs) :]:
-        ax.axis("off")
-    for ax, spec in zip(axes.flat, specs, strict=False):
+    figure, axes = _panels(len(specs), 3, 1.9, sharey=True)
+    for ax, spec in zip(axes, specs, strict=True):
         _rate_lines(ax, table[table["spec"] == spec], "capacity_gb")
         ax.set(title=spec, xlabel="Capacity (GB)", xscale="log")
-        ax.set_ylabel("")
-    axes.flat[0].set_ylabel("Token hit rate (%)")
-    axes.flat[0].legend()
+        ax.label_outer()
+        ax.set_xlabel("Capacity (GB)")
+    _legend(figure, axes[0])
     return figure
 
 
 def plot_bounds(table: pd.DataFrame) -> Figure:
     """Token hit rate of every policy and bound against capacity, a panel per trace."""
     traces = list(table["trace"].unique())
-    columns = min(3, len(traces))
-    rows = -(-len(traces) // columns)
-    figure, axes = subplots(rows, columns, height_in=2.2 * rows, squeeze=False)
-    for ax in axes.flat[len(traces) :]:
-        ax.axis("off")
-    for ax, trace in zip(axes.flat, traces, strict=False):
+    figure, axes = _panels(len(traces), 3, 2.0)
+    for ax, trace in zip(axes, traces, strict=True):
         _rate_lines(ax, table[table["trace"] == trace], "capacity_gb")
         ax.set(title=trace, xlabel="Capacity (GB)")
-    axes.flat[0].legend()
+    _legend(figure, axes[0])
     return figure
 
 

@@ -48,6 +48,13 @@ def plot(table):
     return figure
 
 
+def plot_without_help(table):
+    figure, axes = plt.subplots()
+    axes.plot(table["capacity_gb"], table["hits"])
+    plt.close(figure)
+    return figure
+
+
 @pytest.fixture
 def registry(monkeypatch):
     """One system with one figure, `hits`, of table 11_hits."""
@@ -70,6 +77,7 @@ def test_another_table_gives_other_bytes(tmp_path, fresh_style):
 
 
 def test_settings_of_the_reader_do_not_change_a_committed_figure(root, registry, fresh_style):
+    registry["plain"] = ("11_hits", plot_without_help)
     results.save(trials(), "11_hits", profile="reference", parameters={}, seed=0, seconds=0)
     expected = [file.read_bytes() for file in figures.redraw_all(root / "expected")]
     plt.rcParams.update(

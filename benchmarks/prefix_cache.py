@@ -1,0 +1,112 @@
+"""Speed and memory of the prefix cache, as ratios within one run. `make bench`, or this file with --quick.
+
+1. Replay of the ShareGPT trace at 3 GB, against the plain transcription of the published simulator.
+2. The 36 configurations with tuning.
+3. Cost of a request against the number of nodes, with an eviction for nearly every request.
+4. Memory of the index for each cached token.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "prefix_cache"))
+
+from reference import Tree
+
+from artifact import sweep
+from artifact.prefix_cache import experiments
+from artifact.prefix_cache.cache import PrefixCache
+from artifact.prefix_cache.eviction import FlopAware, Lru
+from artifact.prefix_cache.fidelity import ARTIFACT, CORRECTED
+from artifact.prefix_cache.generators import scaling
+from artifact.prefix_cache.replay import GB, MARCONI, SGLANG, VLLM, operations
+from artifact.prefix_cache.spec import MARCONI_7B
+
+REPEATS = 5
+
+
+def seconds_to_run(trace, eviction, capacity_bytes, fidelity) -> tuple[float, PrefixCache]:
+    """Least wall time of a few replays, and the last cache."""
+    work, times = operations(trace), []
+    for _ in range(REPEATS):
+        cache = PrefixCache(MARCONI_7B, capacity_bytes=capacity_bytes, eviction=eviction, fidelity=fidelity)
+        began = time.perf_counter()
+        cache.run(work)
+        times.append(time.perf_counter() - began)
+    return min(times), cache
+
+
+def replay_speed() -> pd.DataFrame:
+    """Requests per second on ShareGPT at 3 GB, and over the plain transcription."""
+    trace = experiments.trace_of("sharegpt")
+    requests = [(trace.input(i).tolist(), trace.output(i).tolist()) for i in range(len(trace))]
+    rows = []
+    for eviction, alpha in ((Lru(), None), (FlopAware(0.1), 0.1), (FlopAware(1.0), 1.0)):
+        oracle = Tree(3 * GB, alpha=alpha)
+        began = time.perf_counter()
+        for inp, out in requests:
+            oracle.request(inp, out)
+        plain = time.perf_counter() - began
+        for name, fidelity in (("artifact", ARTIFACT), ("corrected", CORRECTED)):
+            best, _ = seconds_to_run(trace, eviction, 3 * GB, fidelity)
+            rows.append((str(eviction), name, len(trace) / best, plain / best))
+    return pd.DataFrame(rows, columns=["eviction", "fidelity", "requests_per_s", "times_plain_python"])
+
+
+def sweep_time() -> float:
+    """Seconds for the 36 configurations, three systems, with tuning."""
+    grid = sweep.grid(
+        source=["sharegpt"],
+        sessions_per_s=[0.25, 0.5, 1, 2, 5, 10],
+        capacity_gb=[1, 2, 3, 4, 5, 10],
+        systems=[[VLLM, SGLANG, MARCONI]],
+    )
+    began = time.perf_counter()
+    experiments.policy_sweep(configurations=grid)
+    return time.perf_counter() - began
+
+
+def growth(sizes: list[int]) -> pd.DataFrame:
+    """Microseconds a request while the cache holds about `nodes` nodes and evicts for nearly every request."""
+    rows = []
+    for size in sizes:
+        trace = scaling(size)
+        for eviction in (Lru(), FlopAware(0.5)):
+            capacity = (size // 2) * (MARCONI_7B.checkpoint_bytes + 16 * MARCONI_7B.kv_bytes_per_token)
+            best, cache = seconds_to_run(trace, eviction, capacity, CORRECTED)
+            rows.append((str(eviction), size, cache.num_checkpoints, 1e6 * best / size))
+    table = pd.DataFrame(rows, columns=["eviction", "requests", "nodes", "us_per_request"])
+    first = table.groupby("eviction")[["us_per_request", "nodes"]].transform("first")
+    table["times_first"] = table["us_per_request"] / first["us_per_request"]
+    table["log_of_nodes_times_first"] = np.log2(table["nodes"]) / np.log2(first["nodes"])
+    return table
+
+
+def memory() -> pd.DataFrame:
+    """Bytes of the index for each token whose KV is cached."""
+    rows = []
+    for source, capacity_gb in (("sharegpt", 3), ("sharegpt", 10), ("swe-agent", 60)):
+        trace = experiments.trace_of(source)
+        _, cache = seconds_to_run(trace, FlopAware(0.1), capacity_gb * GB, CORRECTED)
+        rows.append((trace.name, capacity_gb, cache.cached_tokens, cache.index_bytes / cache.cached_tokens))
+    return pd.DataFrame(rows, columns=["trace", "capacity_gb", "cached_tokens", "index_bytes_per_token"])
+
+
+if __name__ == "__main__":
+    quick = "--quick" in sys.argv
+    for eviction in (Lru(), FlopAware(1.0)):  # compile, or load what was compiled before
+        seconds_to_run(scaling(100), eviction, GB, ARTIFACT)
+        seconds_to_run(scaling(100), eviction, GB, CORRECTED)
+    for title, table in (
+        ("Replay of ShareGPT at 3 GB", replay_speed()),
+        ("Cost of a request against the size of the tree", growth([10**3, 10**4, 10**5] + [10**6] * (not quick))),
+        ("Memory of the index", memory()),
+    ):
+        print(f"\n{title}\n{table.round(2).to_string(index=False)}")
+    print(f"\n36 configurations with tuning, three systems: {sweep_time():.1f} s")
