@@ -128,6 +128,9 @@ def block_hash_trace(
     numbers: dict[Hashable, int] = {}
     dense = [np.array([numbers.setdefault(each, len(numbers)) for each in ids], np.int64) for ids in hash_ids]
     unique = len(numbers) * block_size
+    told_apart = unique + sum(input_lengths) + sum(output_lengths)
+    if told_apart > MAX_TOKEN:
+        raise ValueError(f"{name}: tokens to tell apart must be fewer than 2**31, got up to {told_apart}")
     inside = np.arange(block_size)
     pieces: list[Tokens] = []
     for blocks, num_inputs, num_outputs in zip(dense, input_lengths, output_lengths, strict=True):
@@ -135,8 +138,6 @@ def block_hash_trace(
         rest = num_inputs - len(known) + num_outputs
         pieces += [known.astype(np.int32), np.arange(unique, unique + rest).astype(np.int32)]
         unique += rest
-    if unique > MAX_TOKEN:
-        raise ValueError(f"{name}: tokens to tell apart must be fewer than 2**31, got {unique}")
     inputs, outputs = np.array(input_lengths, np.int64), np.array(output_lengths, np.int64)
     count = len(inputs)
     return Trace(
