@@ -9,6 +9,7 @@ from __future__ import annotations
 import gzip
 import json
 from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -300,7 +301,7 @@ def load(source: str | Path, *, fallback: bool = False, **options: Any) -> Trace
 
     options:  of the importer, such as sessions_per_s or limit_sessions; a file takes none
     fallback: where the data set is unavailable, take the project's own generator for that kind of workload; the
-              trace's name then starts with "synthetic-"
+              trace's name is then "synthetic-" and the name asked for
     Raises:   ValueError for a name that is neither, or an option that does not fit; DatasetUnavailable; TraceError
     """
     name = str(source)
@@ -316,7 +317,7 @@ def load(source: str | Path, *, fallback: bool = False, **options: Any) -> Trace
         if not fallback:
             raise
         known = {key: value for key, value in options.items() if key in ("sessions_per_s", "seed")}
-        return _import(FALLBACK.get(name, "synthetic-agent"), known)
+        return replace(_import(FALLBACK.get(name, "synthetic-agent"), known), name=f"synthetic-{name}")
 
 
 def _import(name: str, options: dict[str, Any]) -> Trace:

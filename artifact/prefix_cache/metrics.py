@@ -86,7 +86,7 @@ def kv_over_state_reuse(table: pd.DataFrame) -> float:
 def _sweep(table: pd.DataFrame, value: str, fidelity: str) -> pd.DataFrame:
     rows = table[(table["trace"] == "sharegpt") & (table["fidelity"] == fidelity)]
     wide = rows.pivot(index=["sessions_per_s", "capacity_gb"], columns="system", values=value)
-    return wide if len(wide) == 36 else wide.iloc[:0]
+    return wide if len(wide) == 36 else pd.DataFrame(columns=[MARCONI, SGLANG, VLLM, VANILLA], dtype=float)
 
 
 def _wins(table: pd.DataFrame, fidelity: str) -> np.ndarray:
@@ -148,16 +148,20 @@ def ttft_reduction_sglang(table: pd.DataFrame) -> float:
 # One configuration, request by request
 
 
+def _paper_setting(table: pd.DataFrame) -> pd.DataFrame:
+    return table[(table["trace"] == "swe-agent-collapsed") & (table["capacity_gb"] == 80)]
+
+
 def token_hit_rate_gain(table: pd.DataFrame) -> float:
     """Marconi's token hit rate over SGLang+'s in %, minus 100."""
-    sums = table[table["capacity_gb"] == 80].groupby("system")[["hit_tokens", "input_tokens"]].sum()
-    rates = sums["hit_tokens"] / sums["input_tokens"]
+    sums = _paper_setting(table).groupby("system")[["hit_tokens", "input_tokens"]].sum()
+    rates = (sums["hit_tokens"] / sums["input_tokens"]).reindex([MARCONI, SGLANG])
     return float(100 * (rates[MARCONI] / rates[SGLANG] - 1))
 
 
 def p95_ttft_reduction(table: pd.DataFrame) -> float:
     """Reduction of the P95 time to first token against SGLang+ in %."""
-    times = table[table["capacity_gb"] == 80].groupby("system")["ttft_ms"].quantile(0.95)
+    times = _paper_setting(table).groupby("system")["ttft_ms"].quantile(0.95).reindex([MARCONI, SGLANG])
     return float(100 * (1 - times[MARCONI] / times[SGLANG]))
 
 
@@ -167,7 +171,7 @@ def p95_ttft_reduction(table: pd.DataFrame) -> float:
 def _agent_wins(table: pd.DataFrame, index: str) -> pd.Series:
     rows = table[table["trace"] == "swe-agent-collapsed"]
     rates = rows.pivot(index=index, columns="system", values="token_hit_rate_pct").sort_index()
-    return 100 * (rates[MARCONI] / rates[SGLANG] - 1) if len(rates) else pd.Series([NAN])
+    return 100 * (rates[MARCONI] / rates[SGLANG] - 1) if len(rates) else pd.Series([NAN], dtype=float)
 
 
 def greatest_win_under_contention(table: pd.DataFrame) -> float:
@@ -187,25 +191,27 @@ def win_growth_with_rate(table: pd.DataFrame) -> float:
     return float((100 + wins.iloc[-1]) / (100 + wins.iloc[0]))
 
 
-def _layers(table: pd.DataFrame, varied: str, index: str) -> pd.DataFrame:
-    rows = table[(table["varied"] == varied) & (table["fidelity"] == "artifact")]
-    return rows.pivot(index=index, columns="system", values="token_hit_rate_pct")
+def _layers(table: pd.DataFrame, varied: str, values: list[Any]) -> pd.DataFrame:
+    """Token hit rates on ShareGPT as published, by value and system; NaN where there are none."""
+    rows = table[(table["trace"] == "sharegpt") & (table["varied"] == varied) & (table["fidelity"] == "artifact")]
+    wide = rows.pivot(index=varied, columns="system", values="token_hit_rate_pct")
+    return wide.reindex(index=values, columns=[VLLM, SGLANG, MARCONI])
 
 
 def composition_ratio_over_vllm(table: pd.DataFrame) -> float:
     """Marconi's token hit rate over vLLM+'s with 32 SSM and 4 attention layers."""
-    rates = _layers(table, "layers", "layers").loc["(32, 4)"]
+    rates = _layers(table, "layers", ["(32, 4)"]).loc["(32, 4)"]
     return _number(rates[MARCONI] / rates[VLLM])
 
 
 def pure_transformer_spread(table: pd.DataFrame) -> float:
     """Greatest over least token hit rate of the three systems without SSM layers."""
-    rates = _layers(table, "layers", "layers").loc["(0, 36)"]
+    rates = _layers(table, "layers", ["(0, 36)"]).loc["(0, 36)"]
     return _number(rates.max()) / _number(rates.min())
 
 
 def state_dim_growth_of_ratio(table: pd.DataFrame) -> float:
     """Marconi's token hit rate over vLLM+'s at N = 128, relative to that at N = 16."""
-    rates = _layers(table, "d_state", "d_state")
+    rates = _layers(table, "d_state", [16, 128])
     ratio = rates[MARCONI] / rates[VLLM]
     return _number(ratio.loc[128]) / _number(ratio.loc[16])

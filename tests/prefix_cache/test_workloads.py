@@ -167,8 +167,8 @@ def test_an_unavailable_trace_falls_back_to_a_synthetic_one_that_says_so(monkeyp
     monkeypatch.setenv("ARTIFACT_CACHE", str(tmp_path))
     with pytest.raises(DatasetUnavailable):
         load("sharegpt")
-    assert load("sharegpt", fallback=True, sessions_per_s=2).name == "synthetic-chat"
-    assert load("swe-agent", fallback=True).name == "synthetic-agent"
+    assert load("sharegpt", fallback=True, sessions_per_s=2).name == "synthetic-sharegpt"
+    assert load("swe-agent", fallback=True).name == "synthetic-swe-agent"
 
 
 @pytest.mark.parametrize(
