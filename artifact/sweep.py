@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import sys
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, TextIO, TypeVar
@@ -105,16 +106,17 @@ def _ray(function: Callable[..., Result], parameters: Parameters, jobs: int) -> 
         local = {"num_cpus": jobs, "include_dashboard": False, "_node_ip_address": "127.0.0.1"}
         ray.init(log_to_driver=False, **({} if os.environ.get("RAY_ADDRESS") else local))
     remote = ray.remote(_call)
-    pending = [remote.remote(function, dict(each)) for each in parameters]
-    try:
-        for reference in pending:
-            try:
-                yield ray.get(reference)
-            except ray.exceptions.RayTaskError as error:
-                raise SweepError(str(error.cause)) from error
-    finally:
-        for reference in pending:
-            ray.cancel(reference)
+    todo = iter(parameters)
+    # A window and no ray.cancel: a failure leaves little running, and cancelling a task as it ends aborts ray's driver.
+    window = 2 * max(1, int(ray.cluster_resources().get("CPU", jobs)))
+    pending = deque(remote.remote(function, dict(each)) for each in itertools.islice(todo, window))
+    while pending:
+        try:
+            result = ray.get(pending.popleft())
+        except ray.exceptions.RayTaskError as error:
+            raise SweepError(str(error.cause)) from error
+        pending.extend(remote.remote(function, dict(each)) for each in itertools.islice(todo, 1))
+        yield result
 
 
 @contextmanager
