@@ -1,0 +1,1 @@
+"""Zen (OSDI 2025): near-optimal synchronisation of sparse gradients."""

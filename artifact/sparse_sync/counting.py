@@ -1,0 +1,110 @@
+"""One scheme on one input, every rank in this process: what it sends, how evenly, and whether its sum is exact."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+
+from artifact.sparse_sync import sparsity
+from artifact.sparse_sync.partition import partition
+from artifact.sparse_sync.schemes import Scheme, scheme
+from artifact.sparse_sync.schemes.base import Result
+from artifact.sparse_sync.tensor import SparseTensor, sum_in_rank_order
+from artifact.sparse_sync.transport import Traffic, run_counted
+
+
+@dataclass(frozen=True)
+class Report:
+    """A scheme on one input. Bytes are payload only; `seconds` and the speed-up are of the busiest rank's link.
+
+    push_imbalance, pull_imbalance: Zen, definition 8, in the units of the scheme; None where nothing is shared out
+    exact: every rank holds the same bits, and they are the sum: in rank order to the last bit, or, where the scheme
+           adds in the order of its stages, within the rounding of that many additions
+    """
+
+    scheme: str
+    label: str
+    workers: int
+    max_sent_bytes: int
+    max_received_bytes: int
+    total_bytes: int
+    seconds: float
+    push_imbalance: float | None
+    pull_imbalance: float | None
+    speedup_over_ring: float
+    exact: bool
+
+    def as_dict(self) -> dict[str, Any]:
+        """Names to plain values."""
+        return asdict(self)
+
+
+def report(name: str, tensors: Sequence[SparseTensor], *, bandwidth_gbps: float, seed: int = 0) -> Report:
+    """Run a scheme over one tensor a worker and check its sum on every rank.
+
+    Raises: ValueError for an unknown scheme, a bandwidth that is not positive, or tensors that differ in size
+    """
+    chosen = scheme(name)
+    results, traffic = run_counted(chosen, tensors, seed)
+    units = [chosen.units(tensor) for tensor in tensors]
+    push, pull = imbalances(chosen, units, seed)
+    seconds = traffic.seconds(bandwidth_gbps)
+    ring = ring_bytes(tensors[0], len(tensors)) * 8 / (bandwidth_gbps * 1e9)
+    return Report(
+        scheme=name,
+        label=chosen.label,
+        workers=len(tensors),
+        max_sent_bytes=traffic.max_sent_bytes,
+        max_received_bytes=traffic.max_received_bytes,
+        total_bytes=traffic.total_bytes,
+        seconds=seconds,
+        push_imbalance=push,
+        pull_imbalance=pull,
+        speedup_over_ring=ring / seconds if seconds else 1.0,
+        exact=is_exact(chosen, units, results),
+    )
+
+
+def traffic_of(name: str, tensors: Sequence[SparseTensor], seed: int = 0) -> Traffic:
+    """Only the bytes of a scheme."""
+    return run_counted(scheme(name), tensors, seed)[1]
+
+
+def ring_bytes(tensor: SparseTensor, num_workers: int) -> int:
+    """Bytes of the busiest rank of the dense ring: 2 (n - 1) parts of ceil(|G| / n) elements."""
+    return 2 * (num_workers - 1) * -(-tensor.size // num_workers) * tensor.value_ND.dtype.itemsize
+
+
+def imbalances(chosen: Scheme, units: Sequence[SparseTensor], seed: int) -> tuple[float | None, float | None]:
+    """Push and pull imbalance of a scheme that shares out units; None for others."""
+    if chosen.partition is None:
+        return None, None
+    parts = partition(chosen.partition, units[0].num_units, len(units), seed)
+    return sparsity.push_imbalance(units, parts), sparsity.pull_imbalance(units, parts)
+
+
+def is_exact(chosen: Scheme, units: Sequence[SparseTensor], results: Sequence[Result]) -> bool:
+    """Whether every rank has the same bits, and they are the sum (see `Report.exact`)."""
+    first = results[0]()
+    for result in results[1:]:
+        other = result()
+        if not (torch.equal(first.index_N, other.index_N) and torch.equal(first.value_ND, other.value_ND)):
+            return False
+    own = [(each.index_N, each.value_ND) for each in units]
+    index_U, sum_UD = sum_in_rank_order(own, units[0].num_units)
+    found = first.to_dense()
+    listed = found[index_U]
+    found[index_U] = 0
+    if bool(found.any()):
+        return False
+    if chosen.in_rank_order:
+        return torch.equal(listed, sum_UD)
+    exact = [(index_N, value_ND.double()) for index_N, value_ND in own]
+    magnitude = [(index_N, value_ND.double().abs()) for index_N, value_ND in own]
+    _, exact_UD = sum_in_rank_order(exact, units[0].num_units)
+    _, size_UD = sum_in_rank_order(magnitude, units[0].num_units)
+    rounding = len(units) * torch.finfo(sum_UD.dtype).eps
+    return bool(((listed.double() - exact_UD).abs() <= rounding * size_UD).all())

@@ -1,0 +1,89 @@
+"""Synchronisation schemes by name: Zen and what it is compared with (Zen, table 3 and section 5)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+from artifact.sparse_sync.formats import Bitmap, Blocks, Coo
+from artifact.sparse_sync.schemes.base import Exchange, Place, Steps
+from artifact.sparse_sync.schemes.centralization import agsparse, sparcml
+from artifact.sparse_sync.schemes.parallelism import parallelism
+from artifact.sparse_sync.schemes.ring import ring
+from artifact.sparse_sync.tensor import SparseTensor
+
+__all__ = ["COMPARED", "SCHEMES", "Exchange", "Place", "Scheme", "scheme"]
+
+
+class Function(Protocol):
+    """A scheme for one rank (see `artifact.sparse_sync.schemes.base`)."""
+
+    def __call__(self, place: Place, tensor: SparseTensor) -> Steps: ...
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """How to synchronise, and on which units.
+
+    label:         the name that figures use
+    partition:     the kind of partition of a parallelism scheme, None for others
+    rows:          on rows as they are; otherwise the elements of a row travel each for itself
+    in_rank_order: sums are (((first + second) + third) + ...), else in the order of the scheme's stages
+    """
+
+    name: str
+    label: str
+    function: Function
+    partition: str | None = None
+    rows: bool = False
+    in_rank_order: bool = True
+
+    def steps(self, place: Place, tensor: SparseTensor) -> Steps:
+        """The generator of one rank, on the units of this scheme."""
+        return self.function(place, self.units(tensor))
+
+    def units(self, tensor: SparseTensor) -> SparseTensor:
+        """`tensor` in the granularity of this scheme."""
+        return tensor if self.rows else tensor.elements()
+
+
+def _served(kind: str, push: type, pull: type) -> Function:
+    return partial(parallelism, kind=kind, push=push, pull=pull)
+
+
+def _both(
+    name: str, label: str, function: Function, partition: str | None = None, ordered: bool = True
+) -> list[Scheme]:
+    """The scheme on elements, as the paper charges it, and on rows."""
+    return [
+        Scheme(name, label, function, partition, in_rank_order=ordered),
+        Scheme(f"{name}-row", f"{label} (rows)", function, partition, rows=True, in_rank_order=ordered),
+    ]
+
+
+SCHEMES: dict[str, Scheme] = {
+    each.name: each
+    for each in [
+        Scheme("ring", "AllReduce", ring, in_rank_order=False),
+        *_both("agsparse", "AGsparse", agsparse),
+        *_both("sparcml", "SparCML", sparcml, ordered=False),
+        Scheme("omnireduce", "OmniReduce", _served("contiguous", Blocks, Blocks), "contiguous"),
+        Scheme("omnireduce-cyclic", "OmniReduce (cyclic)", _served("block-cyclic", Blocks, Blocks), "block-cyclic"),
+        *_both("ps", "Sparse PS", _served("contiguous", Coo, Coo), "contiguous"),
+        *_both("balanced-coo", "Balanced Parallelism", _served("counting", Coo, Coo), "counting"),
+        *_both("zen", "Zen", _served("counting", Coo, Bitmap), "counting"),
+        *_both("zen-bijection", "Zen, table-free", _served("bijection", Coo, Bitmap), "bijection"),
+        *_both("zen-modulo", "Modulo", _served("modulo", Coo, Bitmap), "modulo"),
+    ]
+}
+
+COMPARED = ("ring", "agsparse", "sparcml", "omnireduce", "omnireduce-cyclic", "ps", "balanced-coo", "zen", "zen-row")
+"""What `--scheme all` runs."""
+
+
+def scheme(name: str) -> Scheme:
+    """The scheme of that name. Raises: ValueError if there is none"""
+    if name not in SCHEMES:
+        raise ValueError(f"a scheme must be one of {', '.join(SCHEMES)}, got {name!r}")
+    return SCHEMES[name]

@@ -1,0 +1,155 @@
+"""A sparse gradient: the units of a dense tensor that are not zero, with their values.
+
+A unit is one element, or one row of a table (a gradient of an embedding is sparse by row). Everything below works on
+units, so that element and row granularity are one code.
+
+Shape legend: N = non-zero units, D = width of a unit (1 for elements)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import torch
+from torch import Tensor
+
+Units: TypeAlias = tuple[Tensor, Tensor]
+"""(position_N, value_ND)"""
+
+SORT_COST = 32
+"""Sorting an index costs about as much as passing over this many places."""
+
+
+@dataclass(frozen=True)
+class SparseTensor:
+    """Units of a dense tensor of `num_units * width` elements; a unit that is listed may hold zeros.
+
+    index_N:   [N], int64, sorted, unique, in [0, num_units)
+    value_ND:  [N, D], any floating type
+    num_units: units of the dense tensor
+    """
+
+    index_N: Tensor
+    value_ND: Tensor
+    num_units: int
+
+    @property
+    def width(self) -> int:
+        """Elements of a unit."""
+        return self.value_ND.shape[1]
+
+    @property
+    def size(self) -> int:
+        """Elements of the dense tensor, |G|."""
+        return self.num_units * self.width
+
+    @property
+    def num_indices(self) -> int:
+        """Units listed."""
+        return self.index_N.numel()
+
+    def validate(self) -> SparseTensor:
+        """Itself, checked. Raises: ValueError naming the rule and the position that breaks it."""
+        index_N, value_ND = self.index_N, self.value_ND
+        if index_N.dtype != torch.int64 or index_N.dim() != 1:
+            raise ValueError(f"indices must be int64 [N], got {index_N.dtype} {list(index_N.shape)}")
+        if value_ND.dim() != 2 or len(value_ND) != len(index_N) or not value_ND.is_floating_point():
+            raise ValueError(
+                f"values must be floating [N, D] with N = {len(index_N)}, got {value_ND.dtype} {list(value_ND.shape)}"
+            )
+        if problem := index_problem(index_N, self.num_units):
+            raise ValueError(problem)
+        return self
+
+    def to_dense(self) -> Tensor:
+        """[num_units, D], zeros where no unit is listed."""
+        dense = torch.zeros(self.num_units, self.width, dtype=self.value_ND.dtype, device=self.value_ND.device)
+        dense[self.index_N] = self.value_ND
+        return dense
+
+    def elements(self) -> SparseTensor:
+        """The same tensor with elements for units."""
+        if self.width == 1:
+            return self
+        offset_D = torch.arange(self.width, device=self.index_N.device)
+        index_N = (self.index_N[:, None] * self.width + offset_D).flatten()
+        return SparseTensor(index_N, self.value_ND.reshape(-1, 1), self.size)
+
+    def with_values(self, value_ND: Tensor) -> SparseTensor:
+        """The same units with other values."""
+        return SparseTensor(self.index_N, value_ND, self.num_units)
+
+
+def sum_in_rank_order(parts: Sequence[Units], length: int) -> Units:
+    """Sum of units that may be in several parts: ((first + second) + third) + ..., the same bits on every rank.
+
+    parts:   (position_N, value_ND) of each rank; positions unique within one, in [0, length)
+    Returns: (position_U, value_UD), sorted
+    """
+    total = sum(position_N.numel() for position_N, _ in parts)
+    width, dtype, device = parts[0][1].shape[1], parts[0][1].dtype, parts[0][1].device
+    if total * SORT_COST < length:
+        union_U, place = torch.unique(torch.cat([position_N for position_N, _ in parts]), return_inverse=True)
+        sums_UD = torch.zeros(union_U.numel(), width, dtype=dtype, device=device)
+        for place_N, (_, value_ND) in zip(place.split([p.numel() for p, _ in parts]), parts, strict=True):
+            sums_UD[place_N] += value_ND
+        return union_U, sums_UD
+    sums = torch.zeros(length, width, dtype=dtype, device=device)
+    listed = torch.zeros(length, dtype=torch.bool, device=device)
+    for position_N, value_ND in parts:
+        sums[position_N] += value_ND
+        listed[position_N] = True
+    union_U = listed.nonzero().reshape(-1)
+    return union_U, sums[union_U]
+
+
+def in_order(index_N: Tensor, value_ND: Tensor, num_units: int) -> SparseTensor:
+    """A sparse tensor from unique indices in any order."""
+    if bool((index_N[1:] > index_N[:-1]).all()):
+        return SparseTensor(index_N, value_ND, num_units)
+    if index_N.numel() * SORT_COST < num_units:
+        index_N, order_N = torch.sort(index_N)
+        return SparseTensor(index_N, value_ND[order_N], num_units)
+    place = torch.full((num_units,), -1, dtype=torch.int64, device=index_N.device)
+    place[index_N] = torch.arange(index_N.numel(), device=index_N.device)
+    order_N = place[place >= 0]
+    return SparseTensor(index_N[order_N], value_ND[order_N], num_units)
+
+
+def from_dense(dense: Tensor) -> SparseTensor:
+    """Non-zero elements of a dense tensor of any shape, which is flattened."""
+    flat = dense.reshape(-1)
+    index_N = flat.nonzero().reshape(-1)
+    return SparseTensor(index_N, flat[index_N].reshape(-1, 1), flat.numel())
+
+
+def from_coo(gradient: Tensor) -> SparseTensor:
+    """Rows of a `torch.sparse_coo` gradient with one sparse dimension, such as that of an embedding.
+
+    Rows listed more than once are summed in the order in which they are listed; rows of explicit zeros are kept.
+
+    gradient: [rows, ...] with one sparse dimension
+    Raises:   ValueError for more sparse dimensions than one
+    """
+    if gradient.layout != torch.sparse_coo or gradient.sparse_dim() != 1:
+        raise ValueError(f"a gradient must have one sparse dimension, got {gradient.layout} {list(gradient.shape)}")
+    gradient = gradient.coalesce()
+    return SparseTensor(gradient.indices()[0], gradient.values().reshape(gradient._nnz(), -1), gradient.shape[0])
+
+
+def index_problem(index_N: Tensor, num_units: int) -> str | None:
+    """What is wrong with a list of indices, naming the first position; None if nothing is."""
+    if index_N.numel() == 0:
+        return None
+    outside = (index_N < 0) | (index_N >= num_units)
+    if bool(outside.any()):
+        at = int(outside.nonzero()[0])
+        return f"an index must be in [0, {num_units}), got {int(index_N[at])} at position {at}"
+    step = index_N[1:] - index_N[:-1]
+    if bool((step <= 0).any()):
+        at = int((step <= 0).nonzero()[0]) + 1
+        rule = "unique" if int(step[at - 1]) == 0 else "sorted"
+        return f"indices must be {rule}, got {int(index_N[at])} after {int(index_N[at - 1])} at position {at}"
+    return None
