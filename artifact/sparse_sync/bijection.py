@@ -64,7 +64,7 @@ class Bijection:
         return np.array([[a, m, pow(m, -1, modulus)] for a, m in zip(added, odd, strict=True)], dtype=np.uint64)
 
 
-@numba.njit(inline="always")
+@numba.njit(inline="always", cache=True)
 def _once(value, mask, shift, keys):
     for i in range(keys.shape[0]):
         value = ((value + keys[i, 0]) * keys[i, 1]) & mask
@@ -72,7 +72,7 @@ def _once(value, mask, shift, keys):
     return value
 
 
-@numba.njit(inline="always")
+@numba.njit(inline="always", cache=True)
 def _once_back(value, mask, shift, keys):
     for i in range(keys.shape[0] - 1, -1, -1):
         value ^= value >> shift  # twice the shift is at least all bits, so this undoes itself
@@ -80,7 +80,7 @@ def _once_back(value, mask, shift, keys):
     return value
 
 
-@numba.njit(nogil=True)
+@numba.njit(nogil=True, cache=True)
 def _walk(value_N, size, bits, keys, out_N):
     mask, shift = (np.uint64(1) << bits) - np.uint64(1), (bits + np.uint64(1)) // np.uint64(2)
     for i in range(len(value_N)):
@@ -90,7 +90,7 @@ def _walk(value_N, size, bits, keys, out_N):
         out_N[i] = np.int64(value)
 
 
-@numba.njit(nogil=True)
+@numba.njit(nogil=True, cache=True)
 def _walk_back(value_N, size, bits, keys, out_N):
     mask, shift = (np.uint64(1) << bits) - np.uint64(1), (bits + np.uint64(1)) // np.uint64(2)
     for i in range(len(value_N)):

@@ -177,7 +177,7 @@ def _check(num_partitions: int) -> None:
         raise ValueError(f"num_partitions must be in [1, 65536], got {num_partitions}")
 
 
-@numba.njit(inline="always")
+@numba.njit(inline="always", cache=True)
 def _finalise(value):
     # Masks keep 32 bits: numba computes uint32 products in 64.
     value = ((value ^ (value >> np.uint64(16))) * _M1) & _MASK64
@@ -185,14 +185,14 @@ def _finalise(value):
     return value ^ (value >> np.uint64(16))
 
 
-@numba.njit(inline="always")
+@numba.njit(inline="always", cache=True)
 def _hash(index, seed):
     low = np.uint64(index) & _MASK64
     high = np.uint64(index) >> np.uint64(32)
     return _finalise(low ^ _finalise((high * _GOLDEN) & _MASK64) ^ seed)
 
 
-@numba.njit(nogil=True)
+@numba.njit(nogil=True, cache=True)
 def _partitions(index_N, num_partitions, seed, part_N):
     parts = np.uint64(num_partitions)
     if len(index_N) and index_N.max() <= _MASK64:  # the upper half hashes to 0: leave it out of the loop
@@ -203,7 +203,7 @@ def _partitions(index_N, num_partitions, seed, part_N):
             part_N[i] = np.uint16((_hash(index_N[i], seed) * parts) >> np.uint64(32))
 
 
-@numba.njit(nogil=True)
+@numba.njit(nogil=True, cache=True)
 def _group(part_N, num_partitions):
     count_P = np.zeros(num_partitions, dtype=np.int64)
     for part in part_N:
@@ -219,7 +219,7 @@ def _group(part_N, num_partitions):
     return order_N, count_P
 
 
-@numba.njit(nogil=True)
+@numba.njit(nogil=True, cache=True)
 def _hierarchical(index_N, num_partitions, seeds, slots, serial_slots):
     parallel = np.full((num_partitions, slots), -1, dtype=np.int64)
     serial = np.empty((num_partitions, serial_slots), dtype=np.int64)
@@ -258,7 +258,7 @@ def _hierarchical(index_N, num_partitions, seeds, slots, serial_slots):
     return order_N, count_P, serial_count_P.sum(), grown
 
 
-@numba.njit(nogil=True)
+@numba.njit(nogil=True, cache=True)
 def _strawman(index_N, num_partitions, seed, slots):
     memory = np.full(num_partitions * slots, -1, dtype=np.int64)
     for i in range(len(index_N)):

@@ -136,7 +136,8 @@ def from_coo(gradient: Tensor) -> SparseTensor:
     if gradient.layout != torch.sparse_coo or gradient.sparse_dim() != 1:
         raise ValueError(f"a gradient must have one sparse dimension, got {gradient.layout} {list(gradient.shape)}")
     gradient = gradient.coalesce()
-    return SparseTensor(gradient.indices()[0], gradient.values().reshape(gradient._nnz(), -1), gradient.shape[0])
+    width = gradient.shape[1:].numel()
+    return SparseTensor(gradient.indices()[0], gradient.values().reshape(-1, width), gradient.shape[0])
 
 
 def index_problem(index_N: Tensor, num_units: int) -> str | None:

@@ -5,6 +5,7 @@ Shape legend: F = phases, W = workers
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -101,7 +102,7 @@ class Link:
     On gloo, messages go in rounds: in round d to rank + d, from rank - d. Sending to everyone at once costs 1.4 to 1.6
     times as much on a limited link. On nccl they go through one `all_to_all_single`.
 
-    sent_bytes, received_bytes: payload so far
+    sent_bytes, received_bytes: payload so far; seconds: in exchanges so far
     """
 
     def __init__(self, group: distributed.ProcessGroup | None = None, device: torch.device | None = None) -> None:
@@ -110,6 +111,7 @@ class Link:
         self.num_workers = distributed.get_world_size(group)
         self.device = device or torch.device("cpu")
         self.sent_bytes = self.received_bytes = 0
+        self.seconds = 0.0
 
     def run(self, scheme: Scheme, tensor: SparseTensor, seed: int = 0) -> SparseTensor:
         """This rank's part in a scheme. Returns the sum over all ranks."""
@@ -125,7 +127,9 @@ class Link:
     def exchange(self, exchange: Exchange) -> Received:
         """Send and receive one phase's messages; the sizes go ahead of them."""
         together = distributed.get_backend(self.group) == "nccl"
+        start = time.perf_counter()
         received = self._all_to_all(exchange) if together else self._rounds(exchange)
+        self.seconds += time.perf_counter() - start
         self.sent_bytes += sum(message.numel() for message in exchange.send.values())
         self.received_bytes += sum(message.numel() for message in received.values())
         return received
