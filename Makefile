@@ -9,6 +9,8 @@ MAKEFLAGS += --no-builtin-rules
 
 PROFILE ?= quick
 PYTHON ?= python3
+WORKERS ?= 8
+RATE ?= 200mbit
 ifeq ($(filter quick full,$(PROFILE)),)
 $(error PROFILE must be quick or full, got "$(PROFILE)")
 endif
@@ -30,7 +32,7 @@ SCORECARD := results/$(PROFILE)/90_scorecard.ipynb
 NBVAL := --nbval-lax --nbval-current-env --nbval-sanitize-with tests/nbval_sanitize.cfg --nbval-cell-timeout 600
 STRIP := --keep-output --keep-count --extra-keys "metadata.papermill metadata.language_info \
   cell.metadata.papermill cell.metadata.execution"
-WORKERS := -n 2 --dist loadfile
+PROCESSES := -n 2 --dist loadfile
 
 # Sums in floating point depend on the number of threads; parallelism is between processes (see artifact.sweep).
 export OMP_NUM_THREADS := 1
@@ -41,7 +43,7 @@ export TOKENIZERS_PARALLELISM := false
 export PYTHONHASHSEED := 0
 export PYDEVD_DISABLE_FILE_VALIDATION := 1
 
-.PHONY: help env lab kick reproduce figures scorecard test nbval lint bench docs clean reference refresh
+.PHONY: help env lab kick reproduce figures scorecard test nbval lint bench testbed docs clean reference refresh
 
 help:  ## list the targets
 	@echo "make TARGET [PROFILE=quick|full] [PYTHON=python3]"
@@ -67,10 +69,10 @@ scorecard: $(ENV)  ## print the claims with their states (committed results, or 
 	@$(ARTIFACT) scorecard --profile $(if $(filter file,$(origin PROFILE)),reference,$(PROFILE))
 
 test: lint  ## ruff, mypy, import-linter, pytest, and the committed notebooks by nbval
-	$(BIN)/pytest $(WORKERS) $(NBVAL) tests $(NAMES:%=notebooks/%.ipynb)
+	$(BIN)/pytest $(PROCESSES) $(NBVAL) tests $(NAMES:%=notebooks/%.ipynb)
 
 nbval: $(ENV)  ## only the committed notebooks
-	$(BIN)/pytest $(WORKERS) $(NBVAL) $(NAMES:%=notebooks/%.ipynb)
+	$(BIN)/pytest $(PROCESSES) $(NBVAL) $(NAMES:%=notebooks/%.ipynb)
 
 lint: $(ENV)  ## ruff, mypy and import-linter
 	$(BIN)/ruff check .
@@ -80,6 +82,9 @@ lint: $(ENV)  ## ruff, mypy and import-linter
 
 bench: $(ENV)  ## measure against peers, as ratios within one run
 	@for script in $(sort $(wildcard benchmarks/[a-z]*.py)); do echo "== $$script"; $(BIN)/python $$script; done
+
+testbed: $(ENV)  ## schemes on real links of limited rate, as root: sudo make testbed WORKERS=8 RATE=200mbit
+	@$(BIN)/python -m artifact.sparse_sync.testbed --workers $(WORKERS) --rate $(RATE)
 
 docs: $(ENV)  ## README, REPRODUCE and the notebooks as a static site in site/
 	rm -rf site && mkdir -p site/notebooks

@@ -34,6 +34,28 @@ SYSTEM_COLORS: dict[str, str] = {
     "Best static alpha": PURPLE,
     "Clairvoyant heuristic": YELLOW,
     "Infinite cache": BLACK,
+    # Zen's evaluation
+    "Zen": BLUE,
+    "Zen (rows)": CYAN,
+    "Zen, table-free": PURPLE,
+    "Zen, table-free (rows)": "#BB77AA",
+    "Balanced Parallelism": GREEN,
+    "Balanced Parallelism (rows)": "#77BB88",
+    "AllReduce": GREY,
+    "AGsparse": YELLOW,
+    "AGsparse (rows)": "#DDD488",
+    "SparCML": RED,
+    "SparCML (rows)": "#F4AAB3",
+    "OmniReduce": BLACK,
+    "OmniReduce (cyclic)": "#777777",
+    "Sparse PS": "#AA7733",
+    "Sparse PS (rows)": "#CCAA88",
+    "Modulo": "#997799",
+    "Modulo (rows)": "#BBAABB",
+    "Lossy strawman": RED,
+    "PyTorch all_reduce": GREY,
+    "PyTorch sparse all_reduce": YELLOW,
+    "Stock DDP": GREY,
 }
 """One colour per system, by the paper's label, in every notebook. Each new system adds its labels here."""
 

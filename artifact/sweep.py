@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 import sys
+import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -95,6 +96,8 @@ def _serial(function: Callable[..., Result], parameters: Parameters, jobs: int) 
 def _joblib(function: Callable[..., Result], parameters: Parameters, jobs: int) -> Iterator[Result]:
     from joblib import Parallel, delayed
 
+    # loky restarts a process that has grown, and says so: nothing is lost, and a notebook should not show it.
+    warnings.filterwarnings("ignore", message="A worker stopped while some jobs", category=UserWarning)
     parallel = Parallel(n_jobs=min(jobs, len(parameters)), return_as="generator")
     return iter(parallel(delayed(_call)(function, each) for each in parameters))
 

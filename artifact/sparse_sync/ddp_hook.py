@@ -65,7 +65,7 @@ class SparseSync:
         return total
 
     def _scheme_of(self, key: str, tensor: SparseTensor) -> str:
-        """Chosen from the indices of all ranks, which every rank sees, so that all choose alike; renewed at intervals."""
+        """Chosen from the indices of all ranks, which every rank sees, so all choose alike; renewed at intervals."""
         if self.scheme != AUTO:
             self.schemes[key] = self.scheme
             return self.scheme

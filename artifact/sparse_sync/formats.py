@@ -11,6 +11,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -180,13 +181,20 @@ def from_bytes(message_B: Tensor, dtype: torch.dtype) -> Tensor:
 def pack_bits(position_N: Tensor, length: int) -> Tensor:
     """A bitmap of `length` bits, the lowest bit of a byte first. -> [ceil(length / 8)], uint8"""
     bits = torch.zeros(-(-length // 8) * 8, dtype=torch.uint8, device=position_N.device)
-    bits[position_N] = 1
-    shift = torch.arange(8, dtype=torch.uint8, device=position_N.device)
-    return (bits.reshape(-1, 8) << shift).sum(dim=1, dtype=torch.uint8)
+    bits.index_fill_(0, position_N, 1)
+    if bits.device.type == "cpu":
+        return torch.from_numpy(np.packbits(bits.numpy(), bitorder="little"))
+    return (bits.reshape(-1, 8) << _shifts(bits.device)).sum(dim=1, dtype=torch.uint8)
 
 
 def unpack_bits(bitmap_B: Tensor, length: int) -> Tensor:
     """Positions of the set bits, sorted. [B], uint8 -> [N], int64"""
-    shift = torch.arange(8, dtype=torch.uint8, device=bitmap_B.device)
-    bits = (bitmap_B[:, None] >> shift) & 1
-    return bits.reshape(-1)[:length].nonzero().reshape(-1)
+    if bitmap_B.device.type == "cpu":
+        bits = np.unpackbits(bitmap_B.numpy(), count=length, bitorder="little")
+        return torch.from_numpy(np.flatnonzero(bits.view(np.bool_)))
+    bits_B8 = (bitmap_B[:, None] >> _shifts(bitmap_B.device)) & 1
+    return bits_B8.reshape(-1)[:length].nonzero().reshape(-1)
+
+
+def _shifts(device: torch.device) -> Tensor:
+    return torch.arange(8, dtype=torch.uint8, device=device)

@@ -64,8 +64,8 @@ def run(
 
 def main() -> None:
     """The subprocess: fork the ranks, write their results to standard output."""
-    import numba  # noqa: F401 - once, here, for all ranks
-    import torch.distributed
+    import numba  # noqa: F401 - both once, here, for all ranks
+    import torch.distributed  # noqa: F401
 
     function, num_workers, namespaces = pickle.loads(sys.stdin.buffer.read())
     answer = os.fdopen(os.dup(1), "wb")

@@ -20,6 +20,8 @@ Units: TypeAlias = tuple[Tensor, Tensor]
 
 SORT_COST = 32
 """Sorting an index costs about as much as passing over this many places."""
+DENSE_COST = 4
+"""From a listed unit in this many places on, adding into all places is the cheapest."""
 
 
 @dataclass(frozen=True)
@@ -89,20 +91,30 @@ def sum_in_rank_order(parts: Sequence[Units], length: int) -> Units:
     Returns: (position_U, value_UD), sorted
     """
     total = sum(position_N.numel() for position_N, _ in parts)
-    width, dtype, device = parts[0][1].shape[1], parts[0][1].dtype, parts[0][1].device
     if total * SORT_COST < length:
-        union_U, place = torch.unique(torch.cat([position_N for position_N, _ in parts]), return_inverse=True)
-        sums_UD = torch.zeros(union_U.numel(), width, dtype=dtype, device=device)
-        for place_N, (_, value_ND) in zip(place.split([p.numel() for p, _ in parts]), parts, strict=True):
-            sums_UD[place_N] += value_ND
-        return union_U, sums_UD
-    sums = torch.zeros(length, width, dtype=dtype, device=device)
-    listed = torch.zeros(length, dtype=torch.bool, device=device)
-    for position_N, value_ND in parts:
-        sums[position_N] += value_ND
-        listed[position_N] = True
+        union_U = torch.unique(torch.cat([position_N for position_N, _ in parts]))
+        places = [torch.searchsorted(union_U, position_N) for position_N, _ in parts]
+        return union_U, _accumulated(places, parts, union_U.numel())
+    listed = torch.zeros(length, dtype=torch.uint8, device=parts[0][0].device)
+    for position_N, _ in parts:
+        listed.index_fill_(0, position_N, 1)
     union_U = listed.nonzero().reshape(-1)
-    return union_U, sums[union_U]
+    if total * DENSE_COST > length:
+        everywhere = _accumulated([position_N for position_N, _ in parts], parts, length)
+        return union_U, everywhere.index_select(0, union_U)
+    place = listed.cumsum(0, dtype=torch.int64).sub_(1)
+    places = [place.index_select(0, position_N) for position_N, _ in parts]
+    return union_U, _accumulated(places, parts, union_U.numel())
+
+
+def _accumulated(places: Sequence[Tensor], parts: Sequence[Units], length: int) -> Tensor:
+    """Every part's values added at its places, [length, D]; places are unique in a part, so nothing collides and every
+    device gives the same bits."""
+    first = parts[0][1]
+    sums = torch.zeros(length, first.shape[1], dtype=first.dtype, device=first.device)
+    for place_N, (_, value_ND) in zip(places, parts, strict=True):
+        sums.index_add_(0, place_N, value_ND)
+    return sums
 
 
 def in_order(index_N: Tensor, value_ND: Tensor, num_units: int) -> SparseTensor:
@@ -138,6 +150,11 @@ def from_coo(gradient: Tensor) -> SparseTensor:
     gradient = gradient.coalesce()
     width = gradient.shape[1:].numel()
     return SparseTensor(gradient.indices()[0], gradient.values().reshape(-1, width), gradient.shape[0])
+
+
+def as_sparse(gradient: Tensor) -> SparseTensor:
+    """Any gradient: the rows of a sparse one, the elements other than zero of a dense one."""
+    return from_coo(gradient) if gradient.layout == torch.sparse_coo else from_dense(gradient)
 
 
 def index_problem(index_N: Tensor, num_units: int) -> str | None:

@@ -51,12 +51,16 @@ def sparcml(place: Place, tensor: SparseTensor) -> Steps:
             tensor = _add(tensor, _decode(received[rank + power], tensor))
     for stage in range(power.bit_length() - 1):
         peer = rank ^ (1 << stage)
-        received = yield Exchange({peer: _encode(tensor)}, (peer,))
-        theirs = _decode(received[peer], tensor)
-        tensor = _add(tensor, theirs) if rank < peer else _add(theirs, tensor)
-    if power < n:
-        yield Exchange({rank + power: _encode(tensor)} if helped else {}, ())
-    return lambda: tensor
+        message = _encode(tensor)
+        received = yield Exchange({peer: message}, (peer,))
+        # Both ranks add what was sent: a dense message lists every unit, and all ranks must list the same.
+        mine, theirs = _decode(message, tensor), _decode(received[peer], tensor)
+        tensor = _add(mine, theirs) if rank < peer else _add(theirs, mine)
+    if power == n:
+        return lambda: tensor
+    message = _encode(tensor)
+    yield Exchange({rank + power: message} if helped else {}, ())
+    return lambda: _decode(message, tensor)
 
 
 def _formats(tensor: SparseTensor) -> tuple[Format, Format]:
