@@ -7,13 +7,17 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from artifact.sparse_sync import sparsity
 from artifact.sparse_sync.partition import partition
 from artifact.sparse_sync.schemes import Scheme, scheme
 from artifact.sparse_sync.schemes.base import Result
-from artifact.sparse_sync.tensor import SparseTensor, sum_in_rank_order
+from artifact.sparse_sync.tensor import SparseTensor
 from artifact.sparse_sync.transport import Traffic, run_counted
+
+STRETCH = 1 << 24
+"""Units that are compared at a time, so that a tensor of the paper's size fits."""
 
 
 @dataclass(frozen=True)
@@ -93,18 +97,26 @@ def is_exact(chosen: Scheme, units: Sequence[SparseTensor], results: Sequence[Re
         other = result()
         if not (torch.equal(first.index_N, other.index_N) and torch.equal(first.value_ND, other.value_ND)):
             return False
-    own = [(each.index_N, each.value_ND) for each in units]
-    index_U, sum_UD = sum_in_rank_order(own, units[0].num_units)
-    found = first.to_dense()
-    listed = found[index_U]
-    found[index_U] = 0
-    if bool(found.any()):
-        return False
-    if chosen.in_rank_order:
-        return torch.equal(listed, sum_UD)
-    exact = [(index_N, value_ND.double()) for index_N, value_ND in own]
-    magnitude = [(index_N, value_ND.double().abs()) for index_N, value_ND in own]
-    _, exact_UD = sum_in_rank_order(exact, units[0].num_units)
-    _, size_UD = sum_in_rank_order(magnitude, units[0].num_units)
-    rounding = len(units) * torch.finfo(sum_UD.dtype).eps
-    return bool(((listed.double() - exact_UD).abs() <= rounding * size_UD).all())
+    rounding = 0.0 if chosen.in_rank_order else len(units) * torch.finfo(first.value_ND.dtype).eps
+    return all(
+        _is_sum(
+            [each.slice(start, min(start + STRETCH, first.num_units)) for each in units],
+            first.slice(start, min(start + STRETCH, first.num_units)).to_dense(),
+            rounding,
+        )
+        for start in range(0, first.num_units, STRETCH)
+    )
+
+
+def _is_sum(units: Sequence[SparseTensor], found: Tensor, rounding: float) -> bool:
+    """Whether `found` is the rank-ordered sum, or, with a `rounding`, within that share of the sum of magnitudes."""
+    dtype = torch.float64 if rounding else found.dtype
+    expected, magnitude = torch.zeros_like(found, dtype=dtype), torch.zeros_like(found, dtype=dtype)
+    for each in units:
+        value_ND = each.value_ND.to(dtype)
+        expected.index_add_(0, each.index_N, value_ND)
+        if rounding:
+            magnitude.index_add_(0, each.index_N, value_ND.abs())
+    if not rounding:
+        return torch.equal(found, expected)
+    return bool(((found.to(dtype) - expected).abs() <= rounding * magnitude).all())

@@ -113,7 +113,7 @@ class Bitmap(Format):
 
 @dataclass(frozen=True)
 class Blocks(Format):
-    """Blocks of 256 elements that hold anything but zero, each with a header of 4 bytes (OmniReduce).
+    """Blocks of 256 elements that hold one that is listed, each with a header of 4 bytes (OmniReduce).
 
     Elements only. The last block is sent whole. Decoding gives every element of the blocks, zeros with the others.
     """
@@ -170,7 +170,10 @@ class Dense(Format):
 
 def as_bytes(tensor: Tensor) -> Tensor:
     """The bytes of a tensor, [B], uint8."""
-    return tensor.contiguous().reshape(-1).view(torch.uint8)
+    flat = tensor.reshape(-1)
+    if flat.stride(0) != 1:  # a single element may have any stride, and torch calls it contiguous
+        flat = flat.new_empty(flat.numel()).copy_(flat)
+    return flat.view(torch.uint8)
 
 
 def from_bytes(message_B: Tensor, dtype: torch.dtype) -> Tensor:

@@ -107,6 +107,16 @@ def counting(index_N: Integers, num_partitions: int, seed: int = 0) -> Grouping:
     return Grouping(*_group(part_N, num_partitions))
 
 
+def tables(num_units: int, num_partitions: int, seed: int = 0) -> tuple[NDArray, Integers]:
+    """The sorted indices of every partition, one after the other, and how many each has (Zen, Algorithm 2).
+
+    Returns: [num_units], int32 (int64 from 2**31 units on), and [P], int64
+    """
+    _check(num_partitions)
+    order = np.empty(num_units, dtype=np.int32 if num_units < 1 << 31 else np.int64)
+    return order, _tables(order, num_partitions, np.uint64(mixed_seed(seed)))
+
+
 def group_by(part_N: Integers, num_partitions: int) -> Grouping:
     """Group by partitions that are given, stable."""
     _check(num_partitions)
@@ -217,6 +227,22 @@ def _group(part_N, num_partitions):
         order_N[start_P[part]] = i
         start_P[part] += 1
     return order_N, count_P
+
+
+@numba.njit(nogil=True, cache=True)
+def _tables(order, num_partitions, seed):
+    parts = np.uint64(num_partitions)
+    count_P = np.zeros(num_partitions, dtype=np.int64)
+    for i in range(len(order)):
+        count_P[np.int64((_hash(i, seed) * parts) >> np.uint64(32))] += 1
+    start_P = np.zeros(num_partitions, dtype=np.int64)
+    for part in range(1, num_partitions):
+        start_P[part] = start_P[part - 1] + count_P[part - 1]
+    for i in range(len(order)):
+        part = np.int64((_hash(i, seed) * parts) >> np.uint64(32))
+        order[start_P[part]] = i
+        start_P[part] += 1
+    return count_P
 
 
 @numba.njit(nogil=True, cache=True)

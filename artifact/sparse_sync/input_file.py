@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -40,7 +41,7 @@ def _arrays(path: Path) -> dict[str, NDArray]:
     try:
         with np.load(path, allow_pickle=False) as content:
             return {name: content[name] for name in content.files}
-    except (zipfile.BadZipFile, ValueError, OSError, AttributeError) as error:
+    except (zipfile.BadZipFile, zlib.error, ValueError, TypeError, OSError, EOFError, AttributeError) as error:
         raise ValueError(f"{path}: must be an .npz file of plain arrays: {error}") from None
 
 

@@ -137,12 +137,10 @@ def _rank(
     distributed.init_process_group(
         "gloo", store=distributed.FileStore(str(store), num_workers), rank=rank, world_size=num_workers
     )
-    try:
-        result = function(rank, num_workers)
-        distributed.barrier()  # nobody leaves while another still expects its messages
-        return result
-    finally:
-        distributed.destroy_process_group()
+    result = function(rank, num_workers)
+    distributed.barrier()  # nobody leaves while another still expects its messages
+    distributed.destroy_process_group()  # not after an error: the others would fail before it is told
+    return result
 
 
 def _collect(ranks: list[tuple[int, int]]) -> list[Any]:

@@ -151,9 +151,8 @@ class Hashed(Partition):
 
     @cached_property
     def _tables(self) -> list[Tensor]:
-        grouping = hashing.counting(np.arange(self.num_units), self.num_parts, self.seed)
-        dtype = torch.int32 if self.num_units < 1 << 31 else torch.int64
-        return list(torch.from_numpy(grouping.order_N).to(dtype).split(grouping.count_P.tolist()))
+        order, counts = hashing.tables(self.num_units, self.num_parts, self.seed)
+        return list(torch.from_numpy(order).split(counts.tolist()))
 
     def _on(self, part: int, device: torch.device) -> Tensor:
         if self._tables[part].device != device:

@@ -79,9 +79,10 @@ class SparseTensor:
         index_N = (self.index_N[:, None] * self.width + offset_D).flatten()
         return SparseTensor(index_N, self.value_ND.reshape(-1, 1), self.size)
 
-    def with_values(self, value_ND: Tensor) -> SparseTensor:
-        """The same units with other values."""
-        return SparseTensor(self.index_N, value_ND, self.num_units)
+    def slice(self, start: int, stop: int) -> SparseTensor:
+        """Units from `start` up to `stop`, counted from `start`."""
+        first, last = torch.searchsorted(self.index_N, torch.tensor([start, stop], device=self.index_N.device)).tolist()
+        return SparseTensor(self.index_N[first:last] - start, self.value_ND[first:last], stop - start)
 
 
 def sum_in_rank_order(parts: Sequence[Units], length: int) -> Units:

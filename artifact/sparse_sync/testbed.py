@@ -115,10 +115,12 @@ class Testbed:
         _ip(f"link set {self.bridge} up")
         limit = f"tbf rate {round(self.rate_bps)}bit burst {BURST_BYTES} latency {QUEUE_MS}ms"
         for rank, name in enumerate(self.namespaces):
-            outer = f"{PREFIX}{os.getpid()}v{rank}"
+            outer = _outer(name)
             _ip(f"netns add {name}")
             _ip(f"link add {outer} mtu {MTU_BYTES} type veth peer name eth0 mtu {MTU_BYTES} netns {name}")
             _ip(f"link set {outer} master {self.bridge} up")
+            # No neighbour discovery among the bytes that are measured.
+            _command(f"ip netns exec {name} sysctl -qw net.ipv6.conf.all.disable_ipv6=1", check=False)
             _ip(f"-n {name} address add 10.77.0.{rank + 1}/24 dev eth0")
             _ip(f"-n {name} link set eth0 up")
             _ip(f"-n {name} link set lo up")
@@ -232,23 +234,34 @@ def clean() -> None:
         line.split(": ")[1].split("@")[0] for line in _command("ip -o link", check=False).splitlines()
     ]
     for name in names:
-        match = re.fullmatch(rf"{PREFIX}(\d+)([nbt])\d*", name)
+        match = re.fullmatch(rf"{PREFIX}(\d+)([nbt])\d*(v?)", name)
         if match and not Path(f"/proc/{match[1]}").exists():
-            _ip(f"link delete {name}" if match[2] == "b" else f"netns delete {name}", check=False)
+            _ip(f"link delete {name}" if match[2] == "b" or match[3] else f"netns delete {name}", check=False)
 
 
 def _remove(bridge: str, namespaces: Sequence[str]) -> None:
     for name in namespaces:
         for pid in _command(f"ip netns pids {name}", check=False).split():
             os.kill(int(pid), signal.SIGKILL)
-        _ip(f"netns delete {name}", check=False)
-    _ip(f"link delete {bridge}", check=False)
+    for order in _orders(bridge, namespaces):
+        _command(order, check=False)
+
+
+def _orders(bridge: str, namespaces: Sequence[str]) -> list[str]:
+    """Commands that remove everything. A namespace's own links go later than its name, so they are named too."""
+    links = [f"ip link delete {_outer(name)}" for name in namespaces]
+    return [*links, *(f"ip netns delete {name}" for name in namespaces), f"ip link delete {bridge}"]
+
+
+def _outer(namespace: str) -> str:
+    """The end of a namespace's link that is on the bridge."""
+    return f"{namespace}v"
 
 
 def _reaper(bridge: str, namespaces: Sequence[str]) -> int:
     """A process that removes everything once this one is gone, however it went. Returns what to close to let it go."""
     receiving, sending = os.pipe()
-    orders = "; ".join([*(f"ip netns delete {name}" for name in namespaces), f"ip link delete {bridge}"])
+    orders = "; ".join(_orders(bridge, namespaces))
     subprocess.Popen(
         ["sh", "-c", f"cat >/dev/null; {{ {orders}; }} 2>/dev/null"], stdin=receiving, start_new_session=True
     )

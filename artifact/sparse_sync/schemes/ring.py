@@ -3,34 +3,42 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from artifact.sparse_sync.formats import as_bytes, from_bytes
-from artifact.sparse_sync.schemes.base import Exchange, Place, Result, Steps
+from artifact.sparse_sync.schemes.base import Exchange, Message, Place, Steps
 from artifact.sparse_sync.tensor import SparseTensor
 
 
 def ring(place: Place, tensor: SparseTensor) -> Steps:
-    """Reduce-scatter and all-gather around a ring in n parts of ceil(|G| / n) elements.
+    """Reduce-scatter and all-gather around a ring in n parts of ceil(|G| / n) units.
 
-    Part p is summed in the order p, p + 1, ..., p - 1 of the ranks: the same on every rank, but not rank order.
+    Part p is summed in the order p, p + 1, ..., p - 1 of the ranks: the same on every rank, but not rank order. A rank
+    holds one part at a time until the sums come back, and passes those on as they are.
     """
-    n, rank, dtype = place.num_workers, place.rank, tensor.value_ND.dtype
-    dense = tensor.to_dense().reshape(-1)
-    parts = list(dense.split(-(-dense.numel() // n)))
-    parts += [dense[:0]] * (n - len(parts))
+    n, rank = place.num_workers, place.rank
     following, previous = (rank + 1) % n, (rank - 1) % n
-    for phase in range(2 * (n - 1)):
-        message = as_bytes(parts[(rank - phase) % n])
-        received = yield Exchange({following: message}, (previous,))
-        part = (rank - phase - 1) % n
-        arrived = from_bytes(received[previous], dtype)
-        parts[part] = arrived + parts[part] if phase < n - 1 else arrived
-    return _everything(parts, tensor)
+    carried = as_bytes(_part(tensor, rank, n))
+    for phase in range(n - 1):
+        received = yield Exchange({following: carried}, (previous,))
+        own = _part(tensor, (rank - phase - 1) % n, n)
+        carried = as_bytes(from_bytes(received[previous], own.dtype).reshape(own.shape) + own)
+    parts: dict[int, Message] = {following: carried}
+    for phase in range(n - 1):
+        received = yield Exchange({following: carried}, (previous,))
+        carried = parts[(rank - phase) % n] = received[previous]
 
-
-def _everything(parts: list[torch.Tensor], tensor: SparseTensor) -> Result:
     def result() -> SparseTensor:
-        value_ND = torch.cat(parts).reshape(tensor.num_units, tensor.width)
-        return SparseTensor(torch.arange(tensor.num_units, device=value_ND.device), value_ND, tensor.num_units)
+        dtype, device = tensor.value_ND.dtype, tensor.value_ND.device
+        values = torch.cat([from_bytes(parts[part], dtype) for part in range(n)])
+        everything = torch.arange(tensor.num_units, device=device)
+        return SparseTensor(everything, values.reshape(-1, tensor.width), tensor.num_units)
 
     return result
+
+
+def _part(tensor: SparseTensor, part: int, n: int) -> Tensor:
+    """A part of the dense tensor, [units, D]."""
+    stride = -(-tensor.num_units // n)
+    start, stop = min(part * stride, tensor.num_units), min((part + 1) * stride, tensor.num_units)
+    return tensor.slice(start, stop).to_dense()

@@ -1,0 +1,252 @@
+"""Real processes over gloo: the same bits and bytes as in one process, in DDP too, and no process is left behind."""
+
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import cloudpickle
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from artifact.sparse_sync import launch
+from artifact.sparse_sync.formats import as_bytes
+from artifact.sparse_sync.launch import RankFailed
+from artifact.sparse_sync.schemes import SCHEMES
+from artifact.sparse_sync.tensor import SparseTensor
+from artifact.sparse_sync.transport import run_counted
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the ranks cannot import a test
+
+STEPS = 6
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+def tensors_of(n):
+    """Ranks that list different rows; the last lists none."""
+    rng = np.random.default_rng(n)
+    tensors = []
+    for rank in range(n):
+        index = np.unique(rng.integers(0, 211, 50 * (rank + 1))) if rank < n - 1 else np.empty(0, int)
+        value = rng.standard_normal((len(index), 3), dtype=np.float32)
+        tensors.append(SparseTensor(torch.from_numpy(index), torch.from_numpy(value), 211))
+    return tensors
+
+
+def every_scheme(rank, n):
+    """Of each scheme, this rank's result and payload bytes."""
+    from artifact.sparse_sync.transport import Link
+
+    outcomes = {}
+    for name, scheme in SCHEMES.items():
+        link = Link()
+        result = link.run(scheme, tensors_of(n)[rank], seed=5)
+        outcomes[name] = (result.index_N, result.value_ND, link.sent_bytes, link.received_bytes)
+    return outcomes
+
+
+@pytest.mark.parametrize("n", [3, 4])
+def test_over_gloo_every_scheme_has_the_bits_and_bytes_that_are_counted_in_one_process(n, request):
+    ranks = request.getfixturevalue("training_and_schemes")[1] if n == 3 else launch.run(every_scheme, n)
+    for name, scheme in SCHEMES.items():
+        results, traffic = run_counted(scheme, tensors_of(n), seed=5)
+        for rank, (index, value, sent_bytes, received_bytes) in enumerate(outcomes[name] for outcomes in ranks):
+            expected = results[rank]().to_dense()
+            found = torch.zeros_like(expected)
+            found[index] = value
+            assert torch.equal(as_bytes(found), as_bytes(expected)), (name, rank)
+            assert sent_bytes == traffic.sent_FW[:, rank].sum(), (name, rank)
+            assert received_bytes == traffic.received_FW[:, rank].sum(), (name, rank)
+
+
+# Training
+
+
+class Small(nn.Module):
+    """Two sparse tables and a linear layer; a table may be left out."""
+
+    def __init__(self):
+        super().__init__()
+        self.words = nn.Embedding(60, 8, sparse=True)
+        self.fields = nn.Embedding(31, 4, sparse=True)
+        self.linear = nn.Linear(12, 3)
+
+    def forward(self, words, fields):
+        read = self.words(words).sum(0)
+        added = torch.zeros(4, dtype=read.dtype) if fields is None else self.fields(fields).sum(0)
+        return self.linear(torch.cat([read, added])).square().sum()
+
+
+def batch(rank, step, kind):
+    """What a rank reads: of `fields` rank 1 reads nothing in even steps; "unused" leaves the table out instead, and in
+    step 3 on every rank."""
+    rng = np.random.default_rng([rank, step])
+    words = torch.from_numpy(rng.integers(0, 60, 5 + 3 * rank))
+    fields = torch.from_numpy(rng.integers(0, 31, 4))
+    if rank == 1 and step % 2 == 0:
+        fields = None if kind == "unused" else fields[:0]
+    return words, None if kind == "unused" and step == 3 else fields
+
+
+def trained(rank, scheme, kind, dtype=torch.float32, **options):
+    """Parameters after `STEPS` steps of SGD with stock DDP (no scheme) or the hook, and the hook's state."""
+    from artifact.sparse_sync.ddp_hook import register_sparse_sync
+
+    torch.manual_seed(1)
+    model = Small().to(dtype)
+    ddp = nn.parallel.DistributedDataParallel(model, find_unused_parameters=kind == "unused")
+    state = register_sparse_sync(ddp, scheme, **options) if scheme else None
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        ddp(*batch(rank, step, kind)).backward()
+        optimizer.step()
+    parameters = {name: as_bytes(value.detach()) for name, value in model.named_parameters()}
+    return parameters, (state.schemes, state.sent_bytes) if state else None
+
+
+def every_training(rank, n):
+    found = {}
+    for dtype in DTYPES:
+        for scheme in (None, "auto", "zen-row", "zen"):
+            found[scheme, dtype] = trained(rank, scheme, "used", DTYPES[dtype])
+    for scheme in ("auto", "zen-row", "zen"):
+        found[scheme, "unused"] = trained(rank, scheme, "unused")
+    found["top-k"] = trained(rank, "zen", "used", density=0.1)
+    return found
+
+
+@pytest.fixture(scope="module")
+def training_and_schemes():
+    """Of three ranks, in one launch."""
+    found = launch.run(lambda rank, n: (every_training(rank, n), every_scheme(rank, n)), 3)
+    return [training for training, _ in found], [schemes for _, schemes in found]
+
+
+@pytest.fixture(scope="module")
+def training(training_and_schemes):
+    return training_and_schemes[0]
+
+
+def assert_same(one, other):
+    assert one.keys() == other.keys()
+    for name in one:
+        assert torch.equal(one[name], other[name]), name
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("scheme", ["auto", "zen-row", "zen"])
+def test_parameters_are_bit_for_bit_those_of_stock_ddp(training, scheme, dtype):
+    for rank in training:
+        assert_same(rank[scheme, dtype][0], rank[None, dtype][0])
+
+
+def test_every_rank_has_the_same_parameters_whatever_they_travelled_by(training):
+    for key in training[0]:
+        for rank in training[1:]:
+            assert_same(rank[key][0], training[0][key][0])
+
+
+def test_the_scheme_chosen_is_the_same_on_every_rank_and_named_by_parameter(training):
+    schemes, sent_bytes = training[0]["auto", "fp32"][1]
+    assert set(schemes) == {"words.weight", "fields.weight"}
+    assert set(schemes.values()) <= set(SCHEMES)
+    assert sent_bytes > 0
+    assert all(rank["auto", "fp32"][1][0] == schemes for rank in training)
+
+
+@pytest.mark.parametrize("scheme", ["auto", "zen-row", "zen"])
+def test_a_table_that_a_rank_leaves_out_trains_as_one_process_would(training, scheme):
+    torch.manual_seed(1)
+    model = Small()
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    for step in range(STEPS):
+        optimizer.zero_grad()
+        (sum(model(*batch(rank, step, "unused")) for rank in range(3)) / 3).backward()
+        optimizer.step()
+    for name, expected in model.named_parameters():
+        found = training[0][scheme, "unused"][0][name].view(torch.float32).reshape(expected.shape)
+        torch.testing.assert_close(found, expected.detach(), rtol=1e-4, atol=1e-6)
+
+
+def test_top_k_trains_other_parameters_than_everything_does(training):
+    assert not torch.equal(training[0]["top-k"][0]["linear.weight"], training[0][None, "fp32"][0]["linear.weight"])
+    assert "linear.weight" in "+".join(training[0]["top-k"][1][0])
+
+
+def test_stock_ddp_fails_where_a_rank_leaves_a_sparse_table_out():
+    def stock(rank, n):
+        trained(rank, None, "unused")
+
+    with pytest.raises(RankFailed, match="rank 1 failed"):
+        launch.run(stock, 3)
+
+
+# Failures
+
+
+def test_a_rank_that_raises_is_named_with_its_error_and_one_that_is_killed_with_its_signal():
+    def raises(rank, n):
+        if rank == 1:
+            raise ArithmeticError("no sum today")
+        torch.distributed.barrier()
+
+    with pytest.raises(RankFailed, match=r"rank 1 failed:[\s\S]*ArithmeticError: no sum today"):
+        launch.run(raises, 2)
+
+    def killed(rank, n):
+        if rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        time.sleep(600)  # the others are not waited for
+
+    with pytest.raises(RankFailed, match="rank 1 died with status -9"):
+        launch.run(killed, 2)
+
+
+def test_ranks_end_when_their_launcher_is_killed(tmp_path):
+    def sleeps(rank, n):
+        (tmp_path / f"unfinished-{rank}").write_text(f"{os.getpid()} {os.getppid()}")
+        (tmp_path / f"unfinished-{rank}").rename(tmp_path / f"rank-{rank}")
+        time.sleep(600)
+
+    failures = []
+
+    def run():
+        try:
+            launch.run(sleeps, 2)
+        except RankFailed as failure:
+            failures.append(failure)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    wait_for(lambda: len(list(tmp_path.glob("rank-*"))) == 2)
+    (one, launcher), (other, same) = (map(int, file.read_text().split()) for file in tmp_path.glob("rank-*"))
+    assert launcher == same and alive(one) and alive(other)
+    os.kill(launcher, signal.SIGKILL)
+    thread.join()
+    assert len(failures) == 1
+    wait_for(lambda: not alive(one) and not alive(other))
+
+
+def alive(pid):
+    """Whether a process runs: one that has ended may stay as a zombie where nobody asks for its status."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+def wait_for(condition):
+    while not condition():  # a hang is the runner's to end
+        time.sleep(0.05)
+
+
+def test_a_number_of_workers_that_cannot_be_is_refused():
+    with pytest.raises(ValueError, match="num_workers must be at least 1"):
+        launch.run(every_scheme, 0)
+    with pytest.raises(ValueError, match="each needs a namespace"):
+        launch.run(every_scheme, 2, namespaces=["one"])

@@ -1,0 +1,89 @@
+"""Rate-limited links between real processes. Without root, `ip` or `tc` the reason is said and the rest is skipped."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from artifact.sparse_sync import testbed, workloads
+from artifact.sparse_sync.counting import ring_bytes
+
+POSSIBLE, REASON = testbed.available()
+needs_links = pytest.mark.skipif(not POSSIBLE, reason=f"needs root: {REASON}")
+
+
+def names():
+    links = subprocess.run(["ip", "-o", "link"], capture_output=True, text=True).stdout
+    spaces = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True).stdout
+    return links + spaces
+
+
+@pytest.mark.parametrize(("rate", "bits"), [("200mbit", 2e8), ("1gbit", 1e9), ("1.5gbit", 1.5e9), ("64kbit", 64e3)])
+def test_a_rate_is_read(rate, bits):
+    assert testbed.rate_bps(rate) == bits
+
+
+@pytest.mark.parametrize("rate", ["", "200", "fast", "-1mbit", "0mbit", "200 mbit", "200mbps"])
+def test_a_wrong_rate_is_refused(rate):
+    with pytest.raises(ValueError, match=r"a rate must be a positive number with kbit, mbit or gbit"):
+        testbed.Testbed(2, rate)
+
+
+def test_without_root_it_says_so(monkeypatch):
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert testbed.available() == (False, "not root")
+
+
+def test_an_unknown_system_is_refused():
+    tensors = workloads.uniform(size=100, density=0.1, overlap=0.5, num_workers=2, seed=0)
+    with pytest.raises(ValueError, match="systems must be schemes or one of"):
+        testbed.measure(tensors, "200mbit", systems=["carrier-pigeon"])
+
+
+@needs_links
+def test_the_wire_carries_what_is_counted_and_a_dense_sum_takes_the_time_of_the_ring():
+    tensors = workloads.uniform(size=2_000_000, density=0.1, overlap=0.5, num_workers=4, seed=0)
+    systems = ["torch-allreduce", "agsparse", "ps", "zen"]
+    table = testbed.measure(tensors, "200mbit", systems=systems, repeats=1).set_index("system")
+    for system in systems[1:]:
+        assert 1 <= table["wire_bytes"][system] / table["counted_bytes"][system] <= 1.02
+    expected = ring_bytes(tensors[0], 4) * 8 / 200e6
+    assert 0.9 * expected < table["seconds"]["torch-allreduce"] < 2 * expected
+    assert f"zen{os.getpid()}" not in names()
+
+
+@needs_links
+def test_an_error_inside_leaves_nothing_behind():
+    with pytest.raises(ArithmeticError), testbed.Testbed(3, "100mbit") as bed:
+        assert all(name in names() for name in bed.namespaces)
+        raise ArithmeticError
+    assert f"zen{os.getpid()}" not in names()
+
+
+@needs_links
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_process_that_is_ended_leaves_nothing_behind(number):
+    script = (
+        "import time\nfrom artifact.sparse_sync.testbed import Testbed\n"
+        "with Testbed(3, '100mbit'):\n    print('up', flush=True)\n    time.sleep(60)\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "up\n"
+        assert f"zen{process.pid}n0" in names()
+        process.send_signal(number)
+        process.wait()
+    until = time.monotonic() + 20
+    while f"zen{process.pid}" in names() and time.monotonic() < until:
+        time.sleep(0.1)
+    assert f"zen{process.pid}" not in names()
+
+
+@needs_links
+def test_a_rank_sees_only_its_own_link():
+    with testbed.Testbed(2, "100mbit") as bed:
+        before = bed.run(lambda rank, n: (testbed.wire_bytes(), torch.distributed.get_rank() == rank))
+    assert all(sent > 0 and received > 0 and same for (sent, received), same in before)
