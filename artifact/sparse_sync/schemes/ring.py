@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import torch
 from torch import Tensor
 
@@ -29,12 +31,17 @@ def ring(place: Place, tensor: SparseTensor) -> Steps:
         carried = parts[(rank - phase) % n] = received[previous]
 
     def result() -> SparseTensor:
-        dtype, device = tensor.value_ND.dtype, tensor.value_ND.device
-        values = torch.cat([from_bytes(parts[part], dtype) for part in range(n)])
-        everything = torch.arange(tensor.num_units, device=device)
+        values = torch.cat([parts[part] for part in range(n)]).view(tensor.value_ND.dtype)
+        everything = _everything(tensor.num_units, tensor.value_ND.device)
         return SparseTensor(everything, values.reshape(-1, tensor.width), tensor.num_units)
 
     return result
+
+
+@lru_cache(maxsize=1)
+def _everything(num_units: int, device: torch.device) -> Tensor:
+    """Every index, once for all ranks: twice the size of the tensor itself."""
+    return torch.arange(num_units, device=device)
 
 
 def _part(tensor: SparseTensor, part: int, n: int) -> Tensor:
