@@ -120,9 +120,10 @@ def plot_selector(table: pd.DataFrame) -> Figure:
             ax.scatter(rows["workers"], rows[column], s=8, color=color, label=f"density {density:g}")
         ax.set_xscale("log", base=2)
         ax.set_title(title)
+        ax.set_yscale("log", base=2)
         ax.set_xlabel("Workers")
     axes[0].set_ylabel("Cost over the cheapest's")
-    axes[0].legend(loc="upper left")
+    _legend(figure, axes[0], 7)
     return figure
 
 
@@ -236,10 +237,11 @@ def plot_throughput(table: pd.DataFrame) -> Figure:
             chosen = table[(table["workload"] == name) & (table["bandwidth_gbps"] == speed)]
             for system, rows in chosen.groupby("system", sort=False):
                 axes[i, j].plot(rows["workers"], rows["samples_per_s"], marker="o", label=system, color=_color(system))
-            axes[i, j].set_title(f"{name}, {speed:g} Gb/s")
+            if i == 0:
+                axes[i, j].set_title(name)
             axes[i, j].set_ylim(bottom=0)
             axes[i, j].set_xscale("log", base=2)
-        axes[i, 0].set_ylabel("Samples a second")
+        axes[i, 0].set_ylabel(f"Samples a second\n{speed:g} Gb/s")
     for ax in axes[-1]:
         ax.set_xlabel("Workers")
     _legend(figure, axes[0, 0], 5)
