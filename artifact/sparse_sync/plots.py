@@ -123,7 +123,7 @@ def plot_selector(table: pd.DataFrame) -> Figure:
         ax.set_yscale("log", base=2)
         ax.set_xlabel("Workers")
     axes[0].set_ylabel("Cost over the cheapest's")
-    _legend(figure, axes[0], 7)
+    _legend(figure, axes[0], 4)
     return figure
 
 

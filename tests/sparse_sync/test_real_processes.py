@@ -49,9 +49,22 @@ def every_scheme(rank, n):
     return outcomes
 
 
-@pytest.mark.parametrize("n", [3, 4])
-def test_over_gloo_every_scheme_has_the_bits_and_bytes_that_are_counted_in_one_process(n, request):
-    ranks = request.getfixturevalue("training_and_schemes")[1] if n == 3 else launch.run(every_scheme, n)
+def every_scheme_in_one_call_a_phase(rank, n):
+    """The same by the way that nccl takes, one all_to_all_single a phase: gloo has it too."""
+    from artifact.sparse_sync.transport import Link
+
+    Link._rounds = Link._all_to_all
+    return every_scheme(rank, n)
+
+
+@pytest.mark.parametrize("way", ["rounds", "all_to_all_single"])
+def test_over_gloo_every_scheme_has_the_bits_and_bytes_that_are_counted_in_one_process(way, request):
+    n = 3 if way == "rounds" else 4
+    ranks = (
+        request.getfixturevalue("training_and_schemes")[1]
+        if way == "rounds"
+        else launch.run(every_scheme_in_one_call_a_phase, n)
+    )
     for name, scheme in SCHEMES.items():
         results, traffic = run_counted(scheme, tensors_of(n), seed=5)
         for rank, (index, value, sent_bytes, received_bytes) in enumerate(outcomes[name] for outcomes in ranks):
