@@ -32,6 +32,7 @@ from artifact.sparse_sync.counting import is_exact
 from artifact.sparse_sync.schemes import SCHEMES
 from artifact.sparse_sync.tensor import SparseTensor, from_coo
 from artifact.sparse_sync.transport import Link, run_counted
+from artifact.sparse_sync.workloads import workload_tensors
 
 PREFIX = "zen"
 MTU_BYTES = 9000
@@ -292,8 +293,6 @@ def _command(line: str, *, check: bool = True) -> str:
 
 def main() -> None:
     """`python -m artifact.sparse_sync.testbed`: schemes on real links, measured against counted."""
-    from artifact.sparse_sync.experiments.communication import workload_tensors
-
     parser = argparse.ArgumentParser(description=main.__doc__, prog="python -m artifact.sparse_sync.testbed")
     parser.add_argument("--workers", type=int, default=8)
     parser.add_argument("--rate", default="200mbit", help="of each link, both ways: 200mbit, 1gbit")

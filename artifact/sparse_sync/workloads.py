@@ -171,6 +171,21 @@ def uniform(*, size: int, density: float, overlap: float, num_workers: int, seed
     return [_normal(rng, np.sort(support), size, 1) for support in supports]
 
 
+def workload_tensors(workload: str, num_workers: int, steps: int, seed: int) -> tuple[str, list[SparseTensor]]:
+    """Label and gradients of a workload.
+
+    `name:B` takes batches of B examples, for a density as sparse as the paper's vocabulary gives; `zipf` is a generated
+    embedding sorted by frequency, as LM1B's.
+    """
+    if workload == "zipf":
+        made = zipf_embedding(rows=79_347, width=64, tokens_per_worker=2000, num_workers=num_workers, seed=seed)
+        return "synthetic-zipf", made
+    name, _, batch = workload.partition(":")
+    limit = int(batch) if batch else None
+    found = gradients(name, num_workers=num_workers, steps=steps, seed=seed, limit_batch=limit)
+    return found.workload + (f":{batch}" if batch else ""), found.tensors
+
+
 class LanguageModel(nn.Module):
     """Next word by an LSTM."""
 

@@ -11,27 +11,7 @@ from artifact import sweep
 from artifact.sparse_sync import cost_model, sparsity, workloads
 from artifact.sparse_sync.counting import report, traffic_of
 from artifact.sparse_sync.partition import partition
-from artifact.sparse_sync.tensor import SparseTensor
-from artifact.sparse_sync.workloads import gradients
-
-ZIPF = "zipf"
-
-
-def workload_tensors(workload: str, num_workers: int, steps: int, seed: int) -> tuple[str, list[SparseTensor]]:
-    """Label and gradients of a workload.
-
-    `name:B` takes batches of B examples, for a density as sparse as the paper's vocabulary gives; `zipf` is a generated
-    embedding sorted by frequency, as LM1B's.
-    """
-    if workload == ZIPF:
-        made = workloads.zipf_embedding(
-            rows=79_347, width=64, tokens_per_worker=2000, num_workers=num_workers, seed=seed
-        )
-        return "synthetic-zipf", made
-    name, _, batch = workload.partition(":")
-    limit = int(batch) if batch else None
-    found = gradients(name, num_workers=num_workers, steps=steps, seed=seed, limit_batch=limit)
-    return found.workload + (f":{batch}" if batch else ""), found.tensors
+from artifact.sparse_sync.workloads import workload_tensors
 
 
 def characterisation(

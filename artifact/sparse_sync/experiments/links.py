@@ -14,8 +14,8 @@ import torch
 from artifact.sparse_sync import testbed, workloads
 from artifact.sparse_sync.counting import traffic_of
 from artifact.sparse_sync.ddp_hook import register_sparse_sync
-from artifact.sparse_sync.experiments.communication import workload_tensors
 from artifact.sparse_sync.schemes import SCHEMES
+from artifact.sparse_sync.workloads import workload_tensors
 
 STOCK = "stock"
 
