@@ -47,7 +47,7 @@ def test_predicted_bytes_are_within_four_per_cent_of_counted_ones(workload, n):
 
 def test_predictions_are_of_two_byte_values_too():
     tensors = [
-        each.with_values(each.value_ND.to(torch.bfloat16))
+        SparseTensor(each.index_N, each.value_ND.to(torch.bfloat16), each.num_units)
         for each in zipf_embedding(rows=6000, width=4, tokens_per_worker=2500, num_workers=4, seed=2)
     ]
     for name, predicted in predict(measure(tensors)).items():
