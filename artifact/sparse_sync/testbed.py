@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -72,7 +73,8 @@ class Testbed:
     """Links for `num_workers` ranks, made on entry and gone on exit, also when this process is terminated or killed.
 
     namespaces: one name a rank
-    Raises:     ValueError for a wrong rate or number of workers; OSError if the system refuses (see `available`)
+    Raises:     ValueError for a wrong rate or number of workers; OSError if the system refuses (see `available`), or if
+                this process holds one already
     """
 
     def __init__(self, num_workers: int, rate: str) -> None:
@@ -82,12 +84,14 @@ class Testbed:
         self.num_workers = num_workers
         self.bridge = f"{PREFIX}{os.getpid()}b"
         self.namespaces = [f"{PREFIX}{os.getpid()}n{rank}" for rank in range(num_workers)]
-        self._pipe: int | None = None
+        self._reaper: tuple[subprocess.Popen[bytes], int] | None = None
         self._handler: Any = None
 
     def __enter__(self) -> Testbed:
+        if Path(f"/sys/class/net/{self.bridge}").exists():  # failing later would remove the links of the other
+            raise OSError("a process must hold one testbed at a time, got a second")
         clean()
-        self._pipe = _reaper(self.bridge, self.namespaces)
+        self._reaper = _reaper(self.bridge, self.namespaces)
         if _in_main_thread():
             self._handler = signal.signal(signal.SIGTERM, _interrupted)
         try:
@@ -100,10 +104,13 @@ class Testbed:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if self._pipe is not None:
-            os.close(self._pipe)  # the reaper then has nothing to find
-            self._pipe = None
         _remove(self.bridge, self.namespaces)
+        if self._reaper is not None:
+            process, pipe = self._reaper
+            self._reaper = None
+            process.kill()  # a late one would remove the next testbed, whose names are the same
+            process.wait()
+            os.close(pipe)
         if self._handler is not None:
             signal.signal(signal.SIGTERM, self._handler)
 
@@ -154,8 +161,10 @@ def measure(
     systems: names of schemes, and torch-allreduce (dense) and torch-sparse (what DDP does with a sparse embedding)
     Returns: a row per (system, repeat): seconds of the slowest rank between two barriers; counted_bytes, payload of the
              rank that sends most; wire_bytes, what went out of the rank whose interface sent most; sums over ranks
-    Raises:  ValueError for an unknown system; RuntimeError if a sum is wrong
+    Raises:  ValueError for an unknown system or less than one repeat; RuntimeError if a sum is wrong
     """
+    if repeats < 1:
+        raise ValueError(f"repeats must be at least 1, got {repeats}")
     if unknown := [system for system in systems if system not in SCHEMES and system not in PEERS]:
         raise ValueError(f"systems must be schemes or one of {', '.join(PEERS)}, got {', '.join(unknown)}")
     rows = []
@@ -243,7 +252,8 @@ def clean() -> None:
 def _remove(bridge: str, namespaces: Sequence[str]) -> None:
     for name in namespaces:
         for pid in _command(f"ip netns pids {name}", check=False).split():
-            os.kill(int(pid), signal.SIGKILL)
+            with suppress(ProcessLookupError):  # it ended meanwhile
+                os.kill(int(pid), signal.SIGKILL)
     for order in _orders(bridge, namespaces):
         _command(order, check=False)
 
@@ -259,15 +269,15 @@ def _outer(namespace: str) -> str:
     return f"{namespace}v"
 
 
-def _reaper(bridge: str, namespaces: Sequence[str]) -> int:
-    """A process that removes everything once this one is gone, however it went. Returns what to close to let it go."""
+def _reaper(bridge: str, namespaces: Sequence[str]) -> tuple[subprocess.Popen[bytes], int]:
+    """A process that removes everything once this one is gone, however it went, and the pipe that it waits on."""
     receiving, sending = os.pipe()
     orders = "; ".join(_orders(bridge, namespaces))
-    subprocess.Popen(
+    process = subprocess.Popen(
         ["sh", "-c", f"cat >/dev/null; {{ {orders}; }} 2>/dev/null"], stdin=receiving, start_new_session=True
     )
     os.close(receiving)
-    return sending
+    return process, sending
 
 
 def _interrupted(number: int, frame: FrameType | None) -> None:

@@ -38,6 +38,12 @@ def test_without_root_it_says_so(monkeypatch):
     assert testbed.available() == (False, "not root")
 
 
+def test_no_repeats_are_refused():
+    tensors = workloads.uniform(size=100, density=0.1, overlap=0.5, num_workers=2, seed=0)
+    with pytest.raises(ValueError, match="repeats must be at least 1, got 0"):
+        testbed.measure(tensors, "200mbit", systems=["zen"], repeats=0)
+
+
 def test_an_unknown_system_is_refused():
     tensors = workloads.uniform(size=100, density=0.1, overlap=0.5, num_workers=2, seed=0)
     with pytest.raises(ValueError, match="systems must be schemes or one of"):
@@ -53,6 +59,36 @@ def test_the_wire_carries_what_is_counted_and_no_faster_than_its_rate():
         assert 1 <= table["wire_bytes"][system] / table["counted_bytes"][system] <= 1.02
     assert table["seconds"]["torch-allreduce"] > 0.9 * ring_bytes(tensors[0], 4) * 8 / 200e6
     assert f"zen{os.getpid()}" not in names()
+
+
+@needs_links
+def test_the_wire_carries_what_zen_counts_for_rows():
+    tensors = workloads.zipf_embedding(rows=40_000, width=64, tokens_per_worker=20_000, num_workers=4, seed=0)
+    [row] = testbed.measure(tensors, "200mbit", systems=["zen-row"], repeats=1).to_dict("records")
+    assert row["counted_bytes"] > 2e6
+    assert 1 <= row["wire_bytes"] / row["counted_bytes"] <= 1.02
+
+
+@needs_links
+def test_a_late_reaper_leaves_the_next_testbed_alone(monkeypatch):
+    orders = testbed._orders
+    with monkeypatch.context() as late:
+        late.setattr(testbed, "_remove", lambda *names, remove=testbed._remove: (late.undo(), remove(*names)))
+        late.setattr(testbed, "_orders", lambda *names: ["sleep 0.5", *orders(*names)])
+        with testbed.Testbed(2, "100mbit"):
+            pass
+    with testbed.Testbed(2, "100mbit") as bed:
+        time.sleep(1)
+        assert all(name in names() for name in [*bed.namespaces, bed.bridge])
+    assert f"zen{os.getpid()}" not in names()
+
+
+@needs_links
+def test_a_second_testbed_is_refused_and_leaves_the_first_alone():
+    with testbed.Testbed(2, "100mbit") as bed:
+        with pytest.raises(OSError, match="one testbed at a time"), testbed.Testbed(2, "100mbit"):
+            pass
+        assert all(name in names() for name in [*bed.namespaces, bed.bridge])
 
 
 @needs_links
