@@ -56,6 +56,7 @@ SYSTEM_COLORS: dict[str, str] = {
     "PyTorch all_reduce": GREY,
     "PyTorch sparse all_reduce": YELLOW,
     "Stock DDP": GREY,
+    "Stock DDP, dense": BLACK,
     "Chosen": PURPLE,
 }
 """One colour per system, by the paper's label, in every notebook. Each new system adds its labels here."""

@@ -307,12 +307,15 @@ def plot_links(table: pd.DataFrame) -> Figure:
 
 def plot_links_training(table: pd.DataFrame) -> Figure:
     """Loss against time on rate-limited links: stock DDP and the hook."""
-    figure, ax = subplots(width_in=COLUMN_WIDTH_IN, height_in=2.3)
-    for system, rows in table.groupby("system", sort=False):
-        ax.plot(rows["elapsed_s"], rows["loss"], label=system, color=_color(system))
-    ax.set_xlabel("Time (s)")
-    ax.set_ylabel("Training loss (nats)")
-    ax.legend()
+    cases = list(table.groupby(["workload", "workers", "rate_mbps"], sort=False))
+    figure, axes = subplots(1, len(cases), height_in=2.3, sharey=True, squeeze=False)
+    for ax, ((workload, workers, rate), case) in zip(axes.flat, cases, strict=True):
+        for system, rows in case.groupby("system", sort=False):
+            ax.plot(rows["elapsed_s"], rows["loss"], label=system, color=_color(system))
+        ax.set_title(f"{workload}, n = {workers}, {rate:g} Mb/s")
+        ax.set_xlabel("Time (s)")
+    axes.flat[0].set_ylabel("Training loss (nats)")
+    axes.flat[0].legend()
     return figure
 
 

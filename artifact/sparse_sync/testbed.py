@@ -320,6 +320,9 @@ def main() -> None:
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
+    except RuntimeError as error:  # a rank failed, or a sum was wrong
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
     table["wire_over_counted"] = table["wire_bytes"] / table["counted_bytes"]
     columns = ["seconds", "counted_bytes", "wire_bytes", "wire_over_counted"]
     print(table.groupby(["label", "workers", "rate_mbps"], sort=False)[columns].median().round(4).to_string())

@@ -57,6 +57,28 @@ def every_scheme_in_one_call_a_phase(rank, n):
     return every_scheme(rank, n)
 
 
+def messages_of_every_length(rank, n):
+    """What arrives of messages on both sides of the length that goes along with its size."""
+    from artifact.sparse_sync.schemes import Exchange
+    from artifact.sparse_sync.transport import EAGER_BYTES, Link
+
+    link, others = Link(), tuple(other for other in range(n) if other != rank)
+    lengths = [0, 1, EAGER_BYTES - 1, EAGER_BYTES, EAGER_BYTES + 1, 5 * EAGER_BYTES + 3]
+    arrived = {}
+    for length in lengths:
+        message = (torch.arange(length) * (rank + 1) % 251).to(torch.uint8)
+        arrived[length] = link.exchange(Exchange(dict.fromkeys(others, message), others))
+    return arrived
+
+
+def test_messages_of_every_length_arrive_whole():
+    for rank, arrived in enumerate(launch.run(messages_of_every_length, 3)):
+        for length, received in arrived.items():
+            assert sorted(received) == [other for other in range(3) if other != rank]
+            for source, message in received.items():
+                assert torch.equal(message, (torch.arange(length) * (source + 1) % 251).to(torch.uint8))
+
+
 @pytest.mark.parametrize("way", ["rounds", "all_to_all_single"])
 def test_over_gloo_every_scheme_has_the_bits_and_bytes_that_are_counted_in_one_process(way, request):
     n = 3 if way == "rounds" else 4

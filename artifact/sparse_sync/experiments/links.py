@@ -17,7 +17,7 @@ from artifact.sparse_sync.ddp_hook import register_sparse_sync
 from artifact.sparse_sync.schemes import SCHEMES
 from artifact.sparse_sync.workloads import workload_tensors
 
-STOCK = "stock"
+STOCK, STOCK_DENSE = "stock", "stock-dense"
 
 
 def links(
@@ -63,17 +63,34 @@ def _only_counted(tensors: Sequence[Any], rate: str, systems: Sequence[str], see
 
 
 def links_training(
-    *, name: str, workers: int, rate: str, steps: int, systems: Sequence[str], seed: int = 0
+    *, cases: Sequence[tuple[str, int, str]], steps: int, systems: Sequence[str], seed: int = 0
 ) -> pd.DataFrame:
     """DistributedDataParallel on rate-limited links, by stock DDP and by the hook: loss against time.
 
-    systems: `stock`, `auto` or names of schemes
-    One row per (system, step), time from the end of the first step; without root or tc only the state, all else NaN.
+    cases:   (workload, workers, rate such as "200mbit")
+    systems: `stock`, `stock-dense` (whole embedding gradients, as modules give them by default), `auto`, or schemes
+    One row per (workload, workers, rate_mbps, system, step), time from the end of the first step; without root or tc
+    only the state, all else NaN.
     """
     possible, reason = testbed.available()
-    if not possible:
-        rows = [{"system": _label(system), "step": 0, "state": f"needs root: {reason}"} for system in systems]
-        return pd.DataFrame(rows).assign(loss=np.nan, elapsed_s=np.nan, own_s=np.nan, exchange_s=np.nan)
+    tables = []
+    for name, workers, rate in cases:
+        case = {
+            "workload": workloads.task(name, seed).workload,
+            "workers": workers,
+            "rate_mbps": testbed.rate_bps(rate) / 1e6,
+        }
+        if possible:
+            table = _trained(name, workers, rate, steps, systems, seed).assign(state="measured")
+        else:
+            rows = [{"system": _label(system), "step": 0} for system in systems]
+            empty = dict.fromkeys(("loss", "elapsed_s", "samples_per_s", "own_s", "exchange_s"), np.nan)
+            table = pd.DataFrame(rows).assign(**empty, state=f"needs root: {reason}")
+        tables.append(table.assign(**case))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _trained(name: str, workers: int, rate: str, steps: int, systems: Sequence[str], seed: int) -> pd.DataFrame:
     tables = []
     with testbed.Testbed(workers, rate) as bed:
         ranks = bed.run(partial(_train_all, name, steps, systems, seed), timeout_s=1800)
@@ -85,56 +102,69 @@ def links_training(
         tables.append(
             table.assign(
                 system=_label(system),
-                workload=runs[0]["workload"],
-                workers=workers,
-                rate_mbps=bed.rate_bps / 1e6,
                 samples_per_s=workers * runs[0]["batch"] * (steps - 1) / table["elapsed_s"].iloc[-1],
                 own_s=max(each["own_s"] for each in runs),
                 exchange_s=max(each["exchange_s"] for each in runs),
                 ranks_agree=all(torch.equal(runs[0]["parameters"], each["parameters"]) for each in runs),
-                state="measured",
             )
         )
     return pd.concat(tables, ignore_index=True)
 
 
 def _label(system: str) -> str:
-    return {STOCK: "Stock DDP", "auto": "Chosen"}.get(system) or SCHEMES[system].label
+    return {STOCK: "Stock DDP", STOCK_DENSE: "Stock DDP, dense", "auto": "Chosen"}.get(system) or SCHEMES[system].label
+
+
+class _Training:
+    """One rank's training by one system. Time runs from the end of the first step, which connects and chooses."""
+
+    def __init__(self, name: str, system: str, seed: int) -> None:
+        from torch.nn.parallel import DistributedDataParallel
+
+        self.job = workloads.task(name, seed)
+        self.model = self.job.model()
+        if system == STOCK_DENSE:
+            for module in self.model.modules():
+                if isinstance(module, (torch.nn.Embedding, torch.nn.EmbeddingBag)):
+                    module.sparse = False
+        self.wrapped = DistributedDataParallel(self.model, find_unused_parameters=True)
+        self.state = None if system in (STOCK, STOCK_DENSE) else register_sparse_sync(self.wrapped, system, seed=seed)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=self.job.learning_rate)
+        self.rows: list[dict[str, float]] = []
+        self._own = self._exchange = 0.0
+
+    def step(self, batch: Any) -> None:
+        start = time.perf_counter()
+        self.optimizer.zero_grad()
+        loss = self.job.loss(self.wrapped, batch)
+        loss.backward()
+        self.optimizer.step()
+        seconds = time.perf_counter() - start
+        elapsed = self.rows[-1]["elapsed_s"] + seconds if self.rows else 0.0
+        if not self.rows and self.state:
+            self._own, self._exchange = self.state.own_seconds, self.state.exchange_seconds
+        self.rows.append({"step": len(self.rows), "loss": float(loss.detach()), "elapsed_s": elapsed})
+
+    def result(self) -> dict[str, Any]:
+        return {
+            "rows": self.rows,
+            "batch": self.job.batch_size,
+            "parameters": torch.nn.utils.parameters_to_vector(self.model.parameters()).detach(),
+            "own_s": self.state.own_seconds - self._own if self.state else np.nan,
+            "exchange_s": self.state.exchange_seconds - self._exchange if self.state else np.nan,
+        }
 
 
 def _train_all(
     name: str, steps: int, systems: Sequence[str], seed: int, rank: int, _: int
 ) -> dict[str, dict[str, Any]]:
-    return {system: _train(name, steps, system, seed, rank) for system in systems}
-
-
-def _train(name: str, steps: int, system: str, seed: int, rank: int) -> dict[str, Any]:
-    """One rank's training. Time runs from the end of the first step, which connects, compiles and chooses."""
+    """One rank: the systems take each step in turn, so that a machine that slows down slows all of them."""
     from torch import distributed
-    from torch.nn.parallel import DistributedDataParallel
 
-    job = workloads.task(name, seed)
-    model = job.model()
-    wrapped = DistributedDataParallel(model, find_unused_parameters=True)
-    state = None if system == STOCK else register_sparse_sync(wrapped, system, seed=seed)
-    optimizer = torch.optim.SGD(model.parameters(), lr=job.learning_rate)
-    batches = [job.batch(rank, step) for step in range(steps)]
-    rows, start, own, exchange = [], 0.0, 0.0, 0.0
-    for step, batch in enumerate(batches):
-        optimizer.zero_grad()
-        loss = job.loss(wrapped, batch)
-        loss.backward()
-        optimizer.step()
-        if step == 0:
-            own, exchange = (state.own_seconds, state.exchange_seconds) if state else (0.0, 0.0)
+    trainings = {system: _Training(name, system, seed) for system in systems}
+    for step in range(steps):
+        for training in trainings.values():
+            batch = training.job.batch(rank, step)
             distributed.barrier()
-            start = time.perf_counter()
-        rows.append({"step": step, "loss": float(loss.detach()), "elapsed_s": time.perf_counter() - start})
-    return {
-        "rows": rows,
-        "workload": job.workload,
-        "batch": job.batch_size,
-        "parameters": torch.nn.utils.parameters_to_vector(model.parameters()).detach(),
-        "own_s": state.own_seconds - own if state else np.nan,
-        "exchange_s": state.exchange_seconds - exchange if state else np.nan,
-    }
+            training.step(batch)
+    return {system: training.result() for system, training in trainings.items()}
