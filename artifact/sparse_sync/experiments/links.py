@@ -75,7 +75,7 @@ def links_training(
     possible, reason = testbed.available()
     tables = []
     for name, workers, rate in cases:
-        case = {
+        case: dict[str, Any] = {
             "workload": workloads.task(name, seed).workload,
             "workers": workers,
             "rate_mbps": testbed.rate_bps(rate) / 1e6,
