@@ -1,0 +1,251 @@
+"""Nodes that fail and join over time: availability traces and failure processes, as one type of event.
+
+Nodes are numbers. A number stands for a machine with what it holds: a node that comes back, or takes the place of
+another, joins empty.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import re
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby
+from typing import Literal
+
+import numpy as np
+
+from artifact import datasets
+
+SPOT_TRACES = {"p3": "spot-p3"}
+"""Names of spot traces, and of their data sets."""
+INFINITEHBD_NODES = 400
+_KNOWN = "every:<minutes>min, trace:p3, trace:infinitehbd or rate:<probability in an hour>"
+
+_Change = tuple[int, Literal["fail", "join"], int]  # minute, kind, node
+
+
+@dataclass(frozen=True)
+class Event:
+    """Nodes that fail, or join, at the same time."""
+
+    time_s: float
+    kind: Literal["fail", "join"]
+    nodes: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Trace:
+    """The nodes at time 0 and all events after it.
+
+    Raises: ValueError if times fall, a node fails that is not there, or one joins that is
+    """
+
+    name: str  # prefixed "synthetic-" where a generator stood in for data that were not at hand
+    initial: tuple[int, ...]
+    events: tuple[Event, ...]
+
+    def __post_init__(self) -> None:
+        present, time_s = set(self.initial), 0.0
+        for event in self.events:
+            if event.time_s < time_s:
+                raise ValueError(f"events must be in order of time, got {event.time_s} s after {time_s} s")
+            time_s, fails = event.time_s, event.kind == "fail"
+            if wrong := [node for node in event.nodes if (node in present) != fails]:
+                there = "there" if fails else "away"
+                raise ValueError(f"nodes that {event.kind} must be {there}, got {wrong} at {time_s} s")
+            (present.difference_update if fails else present.update)(event.nodes)
+
+    def nodes_at(self, time_s: float) -> tuple[int, ...]:
+        """Nodes that are there once the events up to `time_s`, itself included, have happened; in rising order."""
+        present = set(self.initial)
+        for event in self.events:
+            if event.time_s <= time_s:
+                (present.difference_update if event.kind == "fail" else present.update)(event.nodes)
+        return tuple(sorted(present))
+
+
+def spot(name: str = "p3", *, cap: int | None = None, minutes: float | None = None, start_minute: float = 0) -> Trace:
+    """Spot instances: taken away by the cloud, given again. Lazarus replays 80 minutes of p3 at a cap of 10 (figure 9).
+
+    The rule of the cap: at most `cap` nodes are used, first those that came first. A node beyond the cap waits and is
+    not used; when a used one is taken away, the one that has waited longest joins in the same minute. What happens in
+    one minute is one event a kind, failures first. Node numbers are those of the file, from 0.
+
+    minutes: how much of the trace, None for all; start_minute: where in the file time 0 is. Nodes at time 0 are those
+             that are there after that minute's changes.
+    Raises:  ValueError if the name is unknown, cap < 1, minutes <= 0 or start_minute < 0
+    """
+    if name not in SPOT_TRACES:
+        raise ValueError(f"spot trace must be one of {', '.join(SPOT_TRACES)}, got {name!r}")
+    file = datasets.path_or_none(SPOT_TRACES[name])
+    if file is None:
+        return _used(f"synthetic-{name}", _spot_like(), cap, minutes, start_minute)
+    with file.open(encoding="utf-8") as stream:
+        changes: list[_Change] = [
+            (int(ms) // 60_000, "join" if kind == "add" else "fail", int(node.removeprefix("node")) - 1)
+            for ms, kind, node in csv.reader(stream)
+        ]
+    return _used(name, changes, cap, minutes, start_minute)
+
+
+def infinitehbd(*, cap: int | None = None, minutes: float | None = None, start_minute: float = 0) -> Trace:
+    """Faults of 400 servers over 348 days: a server fails when a fault starts and joins when its last fault ends.
+
+    Servers are numbered in the order of their first fault; 169 never have one. The rule of the cap, the grouping by
+    minutes and the errors are those of `spot`.
+    """
+    changes: list[_Change] = [(0, "join", node) for node in range(INFINITEHBD_NODES)]
+    file = datasets.path_or_none("infinitehbd")
+    if file is None:
+        hours = 348 * 24
+        made = poisson(584 / INFINITEHBD_NODES / hours, INFINITEHBD_NODES, hours, repair_hours=133, seed=0)
+        changes += [(int(each.time_s // 60), each.kind, node) for each in made.events for node in each.nodes]
+        return _used("synthetic-infinitehbd", changes, cap, minutes, start_minute)
+    number_of: dict[str, int] = {}
+    faults: Counter[int] = Counter()  # that a server has now
+    for each in json.loads(file.read_text(encoding="utf-8")):
+        node, minute = number_of.setdefault(each["node_id"], len(number_of)), int(each["event_time"] * 24 * 60)
+        starts = each["event_type"] == "fault_start"
+        if faults[node] == (0 if starts else 1):
+            changes.append((minute, "fail" if starts else "join", node))
+        faults[node] += 1 if starts else -1
+    return _used("infinitehbd", changes, cap, minutes, start_minute)
+
+
+def every(minutes: float, num_nodes: int, until_nodes: int | None = None, seed: int = 0) -> Trace:
+    """One random node fails every `minutes` minutes until `until_nodes` are left, by default half (Lazarus, figure 6).
+
+    Raises: ValueError if minutes <= 0, num_nodes < 1, or until_nodes is not in [0, num_nodes]
+    """
+    left = (num_nodes + 1) // 2 if until_nodes is None else until_nodes
+    _check(minutes, num_nodes)
+    if not 0 <= left <= num_nodes:
+        raise ValueError(f"until_nodes must be in [0, {num_nodes}], got {until_nodes}")
+    order = np.random.default_rng(seed).permutation(num_nodes)[: num_nodes - left].tolist()
+    events = (Event(60.0 * minutes * step, "fail", (node,)) for step, node in enumerate(order, start=1))
+    return Trace(f"every:{minutes:g}min", tuple(range(num_nodes)), tuple(events))
+
+
+def poisson(
+    rate_per_node_hour: float, num_nodes: int, hours: float, repair_hours: float | None = None, seed: int = 0
+) -> Trace:
+    """Each node fails at a constant rate, independently of the others, and joins `repair_hours` later (None: never).
+
+    Raises: ValueError if the rate is negative, num_nodes < 1, hours <= 0 or repair_hours <= 0
+    """
+    _check(hours * 60, num_nodes)
+    if rate_per_node_hour < 0:
+        raise ValueError(f"rate_per_node_hour must not be negative, got {rate_per_node_hour}")
+    if repair_hours is not None and repair_hours <= 0:
+        raise ValueError(f"repair_hours must be positive, got {repair_hours}")
+    events: list[Event] = []
+    for node in range(num_nodes if rate_per_node_hour else 0):
+        rng, now = np.random.default_rng([seed, node]), 0.0
+        while (now := now + rng.exponential(1 / rate_per_node_hour)) < hours:
+            events.append(Event(3600 * now, "fail", (node,)))
+            now += math.inf if repair_hours is None else repair_hours
+            if now < hours:
+                events.append(Event(3600 * now, "join", (node,)))
+    events.sort(key=lambda event: event.time_s)
+    return Trace(f"poisson:{rate_per_node_hour:g}/h", tuple(range(num_nodes)), tuple(events))
+
+
+def parse(text: str, num_nodes: int, minutes: float, seed: int = 0) -> Trace:
+    """The events of the first `minutes` minutes, as the command line names them.
+
+    every:5min  one random node fails every 5 minutes until half are left
+    trace:p3    the trace from its start, at most num_nodes nodes used; also trace:infinitehbd
+    rate:0.05   a node that is there fails within the next hour with probability 0.05 and does not come back. This reads
+                Lazarus's p (figure 13) as Bamboo's simulator, which it uses, does; here time is continuous, so that
+                the rate is -ln(1 - p) an hour.
+
+    Raises: ValueError for any other text, naming it, if num_nodes < 1 or minutes <= 0
+    """
+    _check(minutes, num_nodes)
+    kind, _, value = text.partition(":")
+    if text == "trace:infinitehbd":
+        return infinitehbd(cap=num_nodes, minutes=minutes)
+    if kind == "trace" and value in SPOT_TRACES:
+        return spot(value, cap=num_nodes, minutes=minutes)
+    number = re.fullmatch(r"(\d+(?:\.\d+)?)(min)?", value)
+    amount, in_minutes = (float(number[1]), bool(number[2])) if number else (0.0, False)
+    if kind == "every" and in_minutes and amount > 0:
+        made = every(amount, num_nodes, seed=seed)
+        return Trace(made.name, made.initial, tuple(each for each in made.events if each.time_s < 60 * minutes))
+    if kind == "rate" and number and not in_minutes and amount < 1:
+        made = poisson(-math.log1p(-amount), num_nodes, minutes / 60, seed=seed)
+        return Trace(text, made.initial, made.events)
+    raise ValueError(f"failures must be {_KNOWN} (below 1), got {text!r}")
+
+
+def _check(minutes: float, num_nodes: int) -> None:
+    if not minutes > 0:
+        raise ValueError(f"time must be positive, got {minutes} minutes")
+    if num_nodes < 1:
+        raise ValueError(f"num_nodes must be at least 1, got {num_nodes}")
+
+
+def _used(name: str, changes: Iterable[_Change], cap: int | None, minutes: float | None, start_minute: float) -> Trace:
+    """What the changes, in order of time, mean for the nodes that are used: see `spot`."""
+    if cap is not None and cap < 1:
+        raise ValueError(f"cap must be at least 1, got {cap}")
+    if minutes is not None and not minutes > 0:
+        raise ValueError(f"minutes must be positive, got {minutes}")
+    if start_minute < 0:
+        raise ValueError(f"start_minute must not be negative, got {start_minute}")
+    end = math.inf if minutes is None else start_minute + minutes
+    waiting: dict[int, None] = {}  # in the order in which they came
+    used: dict[int, None] = {}
+    initial: tuple[int, ...] | None = None
+    events: list[Event] = []
+
+    def fill() -> tuple[int, ...]:
+        taken = list(waiting)[: None if cap is None else cap - len(used)]
+        for node in taken:
+            used[node] = waiting.pop(node)
+        return tuple(taken)
+
+    for minute, group in groupby(changes, key=lambda change: change[0]):
+        if minute >= end:
+            break
+        if initial is None and minute > start_minute:
+            initial = fill()
+        failed = []
+        for _, kind, node in group:
+            if kind == "join":
+                waiting[node] = None
+            elif node in used:
+                failed.append(node)
+                del used[node]
+            else:
+                del waiting[node]
+        if initial is None:
+            continue
+        time_s = 60.0 * (minute - start_minute)
+        if failed:
+            events.append(Event(time_s, "fail", tuple(failed)))
+        if joined := fill():
+            events.append(Event(time_s, "join", joined))
+    return Trace(name, fill() if initial is None else initial, tuple(events))
+
+
+def _spot_like() -> Iterator[_Change]:
+    """Changes like those of p3: 11.4 hours, 18 nodes at first, at most 32, up to 6 lost or given in a minute."""
+    rng = np.random.default_rng(0)
+    present = list(range(18))
+    new = len(present)
+    yield from ((0, "join", node) for node in present)
+    for minute in range(1, 684):
+        chance, size = rng.random(), min(int(rng.geometric(0.4)), 6)
+        if chance < 0.1:
+            for _ in range(min(size, len(present))):
+                yield minute, "fail", present.pop(int(rng.integers(len(present))))
+        elif chance < 0.25:
+            for _ in range(min(size, 32 - len(present))):
+                present.append(new)
+                yield minute, "join", new
+                new += 1
