@@ -1,0 +1,73 @@
+"""Checkpoints that many processes write in parts: whole or not there, the previous one kept.
+
+A part is written by one process with torch.distributed.checkpoint, without a collective: a process that dies while it
+writes leaves a folder `step-N.part`, which is never taken for a checkpoint.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+from torch.distributed import checkpoint
+from torch.distributed.checkpoint import FileSystemReader
+
+KEPT = 2
+
+
+def write_part(folder: Path, step: int, part: int, state: Mapping[str, Tensor]) -> None:
+    """One process's share of a checkpoint."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is meant that no process group is used
+        checkpoint.save(dict(state), checkpoint_id=str(_unfinished(folder, step) / f"part{part}"), no_dist=True)
+
+
+def publish(folder: Path, step: int) -> Path:
+    """Make a checkpoint of parts that are all written. Older ones but the previous go."""
+    unfinished, target = _unfinished(folder, step), folder / f"step-{step}"
+    index = {
+        name: path.name
+        for path in sorted(unfinished.glob("part*"))
+        for name in FileSystemReader(str(path)).read_metadata().state_dict_metadata
+    }
+    (unfinished / "index.json").write_text(json.dumps(index))
+    if target.exists():  # of the same steps, run again
+        shutil.rmtree(target)
+    os.replace(unfinished, target)
+    for old in steps(folder)[:-KEPT]:
+        shutil.rmtree(folder / f"step-{old}")
+    return target
+
+
+def steps(folder: Path) -> list[int]:
+    """Steps of the checkpoints that are whole, in rising order."""
+    found = (path.parent.name.removeprefix("step-") for path in folder.glob("step-*/index.json"))
+    return sorted(int(name) for name in found if name.isdigit())
+
+
+def read(folder: Path, step: int, state: Mapping[str, Tensor]) -> None:
+    """Fill tensors by name. Raises: ValueError for a name that the checkpoint lacks"""
+    place = folder / f"step-{step}"
+    index = json.loads((place / "index.json").read_text())
+    if missing := sorted(state.keys() - index.keys()):
+        raise ValueError(f"checkpoint {place.name} must hold every tensor, lacks {', '.join(missing)}")
+    for part in sorted({index[name] for name in state}):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            here = {name: tensor for name, tensor in state.items() if index[name] == part}
+            checkpoint.load(here, checkpoint_id=str(place / part), no_dist=True)
+
+
+def discard_unfinished(folder: Path) -> None:
+    """Remove what was being written when its writers failed."""
+    for leftover in folder.glob("step-*.part"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _unfinished(folder: Path, step: int) -> Path:
+    return folder / f"step-{step}.part"

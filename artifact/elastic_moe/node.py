@@ -1,0 +1,170 @@
+"""A node: an agent that starts a worker, and kills it when the controller says so.
+
+`python -m artifact.elastic_moe.node --controller HOST:PORT` is an agent; under torchrun each process that it starts is
+one. When its worker dies it starts another one, which joins as a new node. Nothing is asked of torchrun's own
+rendezvous, so that one torchrun a machine does, each by itself.
+
+`--fork` makes a process that has imported all that a worker needs, and forks agents as its standard input says (`start
+3`, `kill 3`): nodes of this machine that are there within milliseconds. It ends with its input.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+from artifact.elastic_moe.wire import Connection
+
+CONTROLLER_GONE = 3
+GRACE_S = 60.0
+"""What a worker gets to leave a checkpoint once the controller is gone."""
+
+Start = Callable[[tuple[str, int], int], int]
+
+
+def agent(address: tuple[str, int], node: int | None, start: Start) -> int:
+    """Be node `node` (None: the controller's choice) until its worker ends. Returns the worker's exit status"""
+    with suppress(PermissionError):  # whoever leads a session already is one's own
+        os.setsid()
+    connection = Connection(address, {"type": "hello", "role": "agent", "node": node})
+    number = connection.welcome["node"]
+    worker = start(address, number)
+    connection.start()
+    gone_at = None
+    while True:
+        ended, status = os.waitpid(worker, os.WNOHANG)
+        if ended:
+            connection.close()
+            return os.waitstatus_to_exitcode(status)
+        if connection.lost.is_set():
+            gone_at = gone_at or time.monotonic()
+            if time.monotonic() - gone_at > GRACE_S:
+                os.kill(worker, signal.SIGKILL)
+        while not connection.inbox.empty():
+            message = connection.inbox.get()
+            if message is not None and message["type"] in ("kill", "restart"):
+                os.kill(worker, signal.SIGKILL)
+                os.waitpid(worker, 0)
+                if message["type"] == "kill":
+                    connection.close()
+                    return -signal.SIGKILL
+                worker = start_process(address, number)
+        time.sleep(0.01)
+
+
+def start_process(address: tuple[str, int], node: int) -> int:
+    """A worker as a new process, which imports all anew. Returns its process number"""
+    command = [sys.executable, "-m", "artifact.elastic_moe.node", "--controller", f"{address[0]}:{address[1]}"]
+    return subprocess.Popen([*command, "--node", str(node), "--worker"]).pid
+
+
+def fork_worker(address: tuple[str, int], node: int) -> int:
+    """A worker that has imported all already. Returns its process number"""
+    if child := os.fork():
+        return child
+    _run_and_exit(lambda: work(address, node))
+
+
+def work(address: tuple[str, int], node: int) -> int:
+    """Be the worker of a node. Returns the exit status"""
+    _die_with_parent()
+    from artifact.elastic_moe.worker import Worker
+
+    return Worker(address, node).run()
+
+
+def serve_forks(address: tuple[str, int]) -> None:
+    """Fork agents as standard input says, until it ends."""
+    import torch.distributed.checkpoint  # noqa: F401
+
+    from artifact.elastic_moe import worker  # noqa: F401
+
+    nodes: dict[int, int] = {}
+    print("ready", flush=True)
+    for line in sys.stdin:
+        command, node = line.split()
+        if command == "start":
+            if child := os.fork():
+                nodes[int(node)] = child
+            else:
+                sys.stdin.close()
+                _run_and_exit(lambda number=int(node): _die_with_parent() or agent(address, number, fork_worker))
+        elif int(node) in nodes:
+            _kill_group(nodes[int(node)])
+    until = time.monotonic() + GRACE_S
+    while nodes:
+        for node, child in list(nodes.items()):
+            if os.waitpid(child, os.WNOHANG)[0]:
+                del nodes[node]
+            elif time.monotonic() > until:
+                _kill_group(child)
+        time.sleep(0.01)
+
+
+def _kill_group(leader: int) -> None:
+    with suppress(ProcessLookupError):
+        os.killpg(leader, signal.SIGKILL)
+
+
+def _run_and_exit(run: Callable[[], int]) -> None:
+    """In a forked process: run, and end without what the parent would do at its end."""
+    status = 1
+    try:
+        status = run()
+    except (ConnectionError, KeyboardInterrupt) as error:
+        print(f"node: {error}", file=sys.stderr, flush=True)
+    except BaseException:
+        sys.excepthook(*sys.exc_info())
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(status % 256)
+
+
+def _die_with_parent() -> None:
+    """Linux only: no process is left behind by a node that is killed."""
+    if sys.platform == "linux":
+        parent_death_signal = 1
+        ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGKILL)
+
+
+def main() -> int:
+    """The command line of the module. Returns the exit status"""
+    parser = argparse.ArgumentParser(prog="python -m artifact.elastic_moe.node", description="A node in training.")
+    parser.add_argument("--controller", required=True, metavar="HOST:PORT")
+    rank = os.environ.get("RANK")
+    parser.add_argument("--node", type=int, default=None if rank is None else int(rank), help="default: RANK")
+    parser.add_argument("--restarts", type=int, default=3, help="workers that it starts after the first one dies")
+    parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--fork", action="store_true", help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    host, _, port = chosen.controller.rpartition(":")
+    if not host or not port.isdecimal():
+        parser.error(f"--controller must be HOST:PORT, got {chosen.controller!r}")
+    address = (host, int(port))
+    if chosen.worker:
+        return work(address, chosen.node)
+    if chosen.fork:
+        serve_forks(address)
+        return 0
+    node = chosen.node
+    for _ in range(chosen.restarts + 1):
+        status = agent(address, node, start_process)
+        if status in (0, CONTROLLER_GONE):
+            break
+        node = None
+    return status % 256
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main())
+    except ConnectionError as error:
+        sys.exit(f"node: {error}")

@@ -1,0 +1,241 @@
+"""Elastic training from one call: a controller here, nodes as processes of this machine or as they come from elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from artifact.elastic_moe.controller import Controller, Journal, Settings
+from artifact.elastic_moe.failures import Trace
+from artifact.elastic_moe.planning import SYSTEMS
+from artifact.elastic_moe.presets import PRESETS
+from artifact.elastic_moe.wire import Message
+
+POINTS = ("forward", "backward", "allreduce", "vote", "apply", "migration", "checkpoint")
+"""Where a node can be made to fail: between a layer's two all-to-alls; half through the backward pass; between the
+all-reduces of the dense and the experts' gradients; half through its vote; between vote and optimizer step; before
+experts move, and before a checkpoint is written, for the first time from the step on."""
+
+
+@dataclass
+class Result:
+    """What a training run went through; times in seconds.
+
+    ended: "finished", or why it ended before its last step
+    """
+
+    losses: list[float]
+    members: list[list[int]]
+    failures: list[Message]
+    lost_steps: int
+    restarts: int
+    tokens_per_second: float
+    seconds: float
+    ended: str
+    events: list[Message]
+    step_seconds: list[tuple[int, int, float]] = field(repr=False)
+    held: dict[int, Message] = field(repr=False)
+
+
+def train(
+    *,
+    nodes: int,
+    steps: int,
+    preset: str = "tiny",
+    system: str = "lazarus",
+    kills: Sequence[tuple[int, int, str]] = (),
+    stops: Sequence[tuple[int, int, str]] = (),
+    joins: Sequence[int] = (),
+    trace: Trace | None = None,
+    folder: Path | None = None,
+    listen: tuple[str, int] | None = None,
+    progress: Callable[[Message], None] = lambda message: None,
+    **options: Any,
+) -> Result:
+    """Train a preset on `nodes` processes for so many steps.
+
+    kills, stops: (node, step, point): the node is killed (SIGKILL) or stopped (SIGSTOP) at that point of that step
+    joins:        steps at which one more node is started; it is numbered after all before it
+    trace:        failures and joins, a minute of it being a step
+    folder:       of checkpoints, kept; without it they go when the run ends
+    listen:       address to wait at for nodes from elsewhere (see `node`); none is started here
+    options:      fields of `Settings`
+    Raises: ValueError for an unknown preset, system or point, and numbers out of range
+    """
+    if trace is not None:
+        traced = _replayed(trace, nodes, steps)
+        kills, joins = [*kills, *traced[0]], sorted([*joins, *traced[1]])
+    _check(nodes, steps, preset, system, [*kills, *stops], joins)
+    faults = [(*each, "kill") for each in kills] + [(*each, "stop") for each in stops]
+    with ExitStack() as stack:
+        if folder is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="checkpoints-")))
+        folder.mkdir(parents=True, exist_ok=True)
+        settings = Settings(
+            PRESETS[preset],
+            system,
+            nodes,
+            steps,
+            folder=folder.resolve(),
+            faults=tuple((node, step, point, kind) for node, step, point, kind in faults),
+            joins=tuple(sorted(joins)),
+            **options,
+        )
+        if not settings.resume and listen is None:
+            for old in folder.glob("step-*"):
+                shutil.rmtree(old)
+        return asyncio.run(_run(settings, listen, progress))
+
+
+async def _run(settings: Settings, listen: tuple[str, int] | None, progress: Callable[[Message], None]) -> Result:
+    from torch import distributed
+
+    host, port = listen or ("127.0.0.1", 0)
+    store = distributed.TCPStore(
+        host, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=settings.timeout_s)
+    )
+    launcher = Elsewhere() if listen else Forks()
+    controller = Controller(settings, store.port, launcher, progress)
+    server = await asyncio.start_server(controller.serve, host, port)
+    launcher.open(server.sockets[0].getsockname())
+    ended = "finished"
+    try:
+        for node in range(settings.nodes):
+            launcher.start(node)
+        await controller.run()
+    except (ValueError, RuntimeError, TimeoutError) as error:
+        ended = str(error)
+    finally:
+        server.close()
+        await asyncio.to_thread(launcher.close)
+    return _result(controller.journal, settings, ended)
+
+
+def _result(journal: Journal, settings: Settings, ended: str) -> Result:
+    began = next((event["at_s"] for event in journal.events if event["event"] == "generation"), 0.0)
+    seconds = journal.now() - began
+    return Result(
+        losses=[journal.losses[step] for step in sorted(journal.losses)],
+        members=[journal.members[step] for step in sorted(journal.members)],
+        failures=journal.failures,
+        lost_steps=journal.lost_steps,
+        restarts=journal.restarts,
+        tokens_per_second=len(journal.losses) * settings.preset.step_tokens / seconds,
+        seconds=seconds,
+        ended=ended,
+        events=journal.events,
+        step_seconds=journal.step_seconds,
+        held=journal.held,
+    )
+
+
+class Forks:
+    """Nodes of this machine, forked from one process that has imported what they need."""
+
+    def open(self, address: tuple[str, int]) -> None:
+        command = [sys.executable, "-m", "artifact.elastic_moe.node", "--fork"]
+        self._process = subprocess.Popen(
+            [*command, "--controller", f"{address[0]}:{address[1]}"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+
+    def start(self, node: int) -> None:
+        self._say(f"start {node}\n")
+
+    def kill(self, node: int) -> None:
+        self._say(f"kill {node}\n")
+
+    def close(self) -> None:
+        """Wait for the nodes' ends; they have been told."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+    def _say(self, line: str) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(line)
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise RuntimeError(f"the process that starts nodes has ended with status {self._process.wait()}") from None
+
+
+class Elsewhere:
+    """Nodes that are started by others, and come."""
+
+    def open(self, address: tuple[str, int]) -> None:
+        print(f"waiting for nodes at {socket.gethostname()}, port {address[1]}", file=sys.stderr, flush=True)
+
+    def start(self, node: int) -> None:
+        """Nothing: it comes by itself."""
+
+    def kill(self, node: int) -> None:
+        """Nothing: its agent does, if it can."""
+
+    def close(self) -> None:
+        """Nothing."""
+
+
+def _replayed(trace: Trace, nodes: int, steps: int) -> tuple[list[tuple[int, int, str]], list[int]]:
+    """Kills and joins of a trace, a minute a step, from the first minute at which it has so many nodes."""
+    starts = [0.0, *(event.time_s for event in trace.events)]
+    start = next((time_s for time_s in starts if len(trace.nodes_at(time_s)) >= nodes), None)
+    if start is None:
+        raise ValueError(f"a trace must have {nodes} nodes at some time, {trace.name} never has")
+    number = {node: place for place, node in enumerate(trace.nodes_at(start)[:nodes])}
+    kills, joins, unused = [], [], set(trace.nodes_at(start)[nodes:])
+    for event in trace.events:
+        step = round((event.time_s - start) / 60)
+        if not 0 < step < steps or event.time_s <= start:
+            continue
+        for node in event.nodes:
+            if event.kind == "join":
+                number[node] = nodes + len(joins)
+                joins.append(step)
+            elif node not in unused:
+                kills.append((number[node], step, "backward"))
+            unused.discard(node)
+    return kills, joins
+
+
+def _check(
+    nodes: int, steps: int, preset: str, system: str, faults: Sequence[tuple[int, int, str]], joins: Sequence[int]
+) -> None:
+    for name, value, known in (("preset", preset, sorted(PRESETS)), ("system", system, SYSTEMS)):
+        if value not in known:
+            raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+    shape = PRESETS[preset]
+    if not 1 <= nodes <= shape.global_batch:
+        raise ValueError(f"nodes must be in [1, {shape.global_batch}], a sequence each, got {nodes}")
+    if nodes * shape.slots < shape.num_experts:
+        least = -(-shape.num_experts // shape.slots)
+        raise ValueError(f"nodes must be at least {least} to hold each of {shape.num_experts} experts, got {nodes}")
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    for node, step, point in faults:
+        if point not in POINTS:
+            raise ValueError(f"a point must be one of {', '.join(POINTS)}, got {point!r}")
+        if not 0 <= node < nodes + len(joins):
+            raise ValueError(f"a node that fails must be in [0, {nodes + len(joins)}), got {node}")
+        if not 0 <= step < steps:
+            raise ValueError(f"a node must fail at a step in [0, {steps}), got {step}")
+    for step in joins:
+        if not 0 <= step < steps:
+            raise ValueError(f"a node must join at a step in [0, {steps}), got {step}")
+
+
