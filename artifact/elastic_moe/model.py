@@ -117,10 +117,12 @@ class MoeGpt(nn.Module):
         self.positions = nn.Embedding(preset.sequence_tokens, preset.dim)
         self.blocks = nn.ModuleList(Block(preset, layer) for layer in range(preset.num_layers))
         self.last = nn.LayerNorm(preset.dim)
-        for name, parameter in self.named_parameters():
-            if parameter.dim() > 1:
-                with torch.no_grad():
+        with torch.no_grad():
+            for name, parameter in self.named_parameters():
+                if parameter.dim() > 1:
                     parameter.copy_(_normal(parameter.shape, seed, name))
+                elif name.endswith("bias"):
+                    parameter.zero_()
 
     def forward(self, tokens_BT: Tensor, experts: Sequence[Mapping[int, Tensor]], dispatch: Dispatch) -> Tensor:
         """Scores of the next token, [B, T, vocabulary]. experts: [L], those held here by number"""

@@ -237,5 +237,3 @@ def _check(
     for step in joins:
         if not 0 <= step < steps:
             raise ValueError(f"a node must join at a step in [0, {steps}), got {step}")
-
-
