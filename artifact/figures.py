@@ -58,6 +58,18 @@ SYSTEM_COLORS: dict[str, str] = {
     "Stock DDP": GREY,
     "Stock DDP, dense": BLACK,
     "Chosen": PURPLE,
+    # Lazarus's evaluation
+    "Lazarus": BLUE,
+    "DS": RED,
+    "DS(FT)": YELLOW,
+    "Tutel": GREEN,
+    "Tutel(FT)": CYAN,
+    "MRO": BLUE,
+    "best": PURPLE,
+    "spread": GREEN,
+    "compact": RED,
+    "random": GREY,
+    "EPLB": YELLOW,
 }
 """One colour per system, by the paper's label, in every notebook. Each new system adds its labels here."""
 

@@ -110,7 +110,7 @@ class AllToAll(torch.autograd.Function):
         return group.all_to_all(tensor, send_counts, recv_counts)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
         group, send_counts, recv_counts = ctx.back
         return group.all_to_all(gradient, send_counts, recv_counts), None, None, None
 

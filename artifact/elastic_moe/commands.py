@@ -1,10 +1,14 @@
-"""The command line of elastic MoE training: `python -m artifact place`."""
+"""The command line of elastic MoE training: `python -m artifact place`, `train-moe` and `simulate-moe`."""
 
 from __future__ import annotations
 
 import json
+import math
+import re
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -17,6 +21,8 @@ Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 def register(app: typer.Typer) -> None:
     """Add this system's commands."""
     app.command(name="place")(place_experts)
+    app.command(name="train-moe")(train_model)
+    app.command(name="simulate-moe")(simulate_training)
 
 
 def place_experts(
@@ -44,8 +50,7 @@ def place_experts(
         raise ValueError(f"--failure-probability must be in [0, 1], got {failure_probability}")
     if failures is not None and not 0 <= failures <= nodes:
         raise ValueError(f"--failures must be in [0, {nodes}], the number of nodes, got {failures}")
-    if seed < 0:
-        raise ValueError(f"--seed must not be negative, got {seed}")
+    _not_negative(seed)
     each = _numbers("--slots", slots, int)
     if len(each) not in (1, nodes):
         raise ValueError(f"--slots must be one number or one for each of {nodes} nodes, got {len(each)}")
@@ -92,6 +97,153 @@ def place_experts(
     print("\nfailures  recovery probability" + ("" if survival.exact else ", sampled (95 % interval)"))
     for k, (chance, half) in enumerate(zip(survival.probability, survival.half_width, strict=True)):
         print(f"{k:<9} {chance:.6f}" + ("" if survival.exact else f" +- {half:.6f}"))
+
+
+def train_model(
+    nodes: Annotated[int, typer.Option(help="processes to begin with")],
+    steps: Annotated[int, typer.Option(help="steps of the global batch")],
+    preset: Annotated[str, typer.Option(help="tiny, small, GPT-S, GPT-M or GPT-L")] = "tiny",
+    system: Annotated[str, typer.Option(help="lazarus, ds or ds-ft")] = "lazarus",
+    kill: Annotated[list[str] | None, typer.Option(metavar="NODE@STEP[:POINT]", help="SIGKILL; repeatable")] = None,
+    stop: Annotated[list[str] | None, typer.Option(metavar="NODE@STEP[:POINT]", help="SIGSTOP; repeatable")] = None,
+    join: Annotated[list[int] | None, typer.Option(metavar="STEP", help="one more node; repeatable")] = None,
+    trace: Annotated[str | None, typer.Option(help="failures and joins of p3 or infinitehbd, a minute a step")] = None,
+    seed: Annotated[int, typer.Option(help="of weights and data")] = 0,
+    method: Annotated[str, typer.Option(help="placement: " + ", ".join(METHODS))] = "mro",
+    checkpoint_interval: Annotated[int, typer.Option(help="steps between checkpoints")] = 50,
+    rebalance_interval: Annotated[int, typer.Option(help="steps between new placements")] = 200,
+    heartbeat: Annotated[float, typer.Option(help="seconds of silence after which a node is lost")] = 2.0,
+    checkpoints: Annotated[Path | None, typer.Option(help="folder to keep them in")] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="go on from the last checkpoint in that folder")] = False,
+    listen: Annotated[str | None, typer.Option(metavar="HOST:PORT", help="wait there for nodes, start none")] = None,
+    device: Annotated[str, typer.Option(help="cpu or cuda")] = "cpu",
+    as_json: Json = False,
+) -> None:
+    """Train a mixture of experts on real processes that fail and join, and say what each failure cost."""
+    from artifact.elastic_moe import failures
+    from artifact.elastic_moe.training import train
+
+    _not_negative(seed)
+    for option, value in (("--checkpoint-interval", checkpoint_interval), ("--rebalance-interval", rebalance_interval)):
+        if value < 1:
+            raise ValueError(f"{option} must be at least 1, got {value}")
+    if not 0.1 <= heartbeat < math.inf:
+        raise ValueError(f"--heartbeat must be at least 0.1 seconds, got {heartbeat:g}")
+    if method not in METHODS:
+        raise ValueError(f"--method must be one of {', '.join(METHODS)}, got {method!r}")
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f"--device must be cpu or cuda, got {device!r}")
+    if resume and checkpoints is None:
+        raise ValueError("--resume goes with --checkpoints, got no folder")
+    traces = {"p3": failures.spot, "infinitehbd": failures.infinitehbd}
+    if trace is not None and trace not in traces:
+        raise ValueError(f"--trace must be one of {', '.join(traces)}, got {trace!r}")
+
+    def show(event: dict[str, Any]) -> None:
+        shown = {name: value for name, value in event.items() if name not in ("event", "placements", "at_s")}
+        print(event["event"], json.dumps(shown), file=sys.stderr, flush=True)
+
+    result = train(
+        nodes=nodes,
+        steps=steps,
+        preset=preset,
+        system=system,
+        kills=[_fault("--kill", text) for text in kill or ()],
+        stops=[_fault("--stop", text) for text in stop or ()],
+        joins=join or (),
+        trace=None if trace is None else traces[trace](cap=nodes),
+        folder=checkpoints,
+        listen=None if listen is None else _host_and_port(listen),
+        progress=show,
+        seed=seed,
+        method=method,
+        checkpoint_interval=checkpoint_interval,
+        rebalance_interval=rebalance_interval,
+        heartbeat_s=heartbeat,
+        resume=resume,
+        device=device,
+    )
+    print(json.dumps(vars(result), indent=None if as_json else 1))
+    if result.ended != "finished":
+        raise typer.Exit(1)
+
+
+def simulate_training(
+    model: Annotated[str, typer.Option(help="GPT-S, GPT-M, GPT-L, DeepSeek-V3, tiny or small")],
+    system: Annotated[str, typer.Option(help="lazarus, ds, ds-ft, tutel or tutel-ft")],
+    failures: Annotated[str, typer.Option(help="every:5min, trace:p3, trace:infinitehbd or rate:0.05 (an hour)")],
+    nodes: Annotated[int, typer.Option(help="number of nodes; of a trace, at most so many are used")],
+    minutes: Annotated[float, typer.Option(help="how long to train")],
+    testbed: Annotated[str, typer.Option(help="paper-gpu, a10g or h200-deepseek-v3")] = "paper-gpu",
+    checkpoint_steps: Annotated[int | None, typer.Option(help="steps between checkpoints [default: system's]")] = None,
+    seed: Annotated[int, typer.Option(help="of the failures")] = 0,
+    as_json: Json = False,
+) -> None:
+    """Simulate training on nodes that fail and join, and say what comes of it."""
+    from artifact.elastic_moe.failures import parse
+    from artifact.elastic_moe.simulator import SYSTEMS, simulate
+    from artifact.elastic_moe.step_time import TESTBEDS, WORKLOADS
+
+    for option, name, known in (
+        ("--model", model, WORKLOADS),
+        ("--system", system, SYSTEMS),
+        ("--testbed", testbed, TESTBEDS),
+    ):
+        if name not in known:
+            raise ValueError(f"{option} must be one of {', '.join(known)}, got {name!r}")
+    if nodes < 1:
+        raise ValueError(f"--nodes must be at least 1, got {nodes}")
+    if not 0 < minutes < math.inf:
+        raise ValueError(f"--minutes must be positive and finite, got {minutes:g}")
+    if checkpoint_steps is not None and checkpoint_steps < 1:
+        raise ValueError(f"--checkpoint-steps must be at least 1, got {checkpoint_steps}")
+    _not_negative(seed)
+    trace = parse(failures, nodes, minutes, seed)
+    start = time.perf_counter()
+    result = simulate(model, system, trace, testbed, minutes, checkpoint_steps=checkpoint_steps or "own")
+    seconds = time.perf_counter() - start
+    totals = {
+        "samples": result.samples,
+        "steps": result.steps,
+        "samples_per_s": result.samples_per_s,
+        "lost_samples": result.lost_samples,
+        "lost_steps": result.lost_steps,
+        "restarts": result.restarts,
+        "reconfigurations": result.reconfigurations,
+        "rebalances": result.rebalances,
+        "moved_states": result.moved_states,
+    }
+    if as_json:
+        given = {"model": model, "system": system, "failures": trace.name, "testbed": testbed, "minutes": minutes}
+        state_seconds = {"state_seconds": result.seconds, "timeline": [vars(each) for each in result.segments]}
+        print(json.dumps({**given, **totals, **state_seconds, "seconds": seconds}))
+        return
+    for name, value in totals.items():
+        print(f"{name:<18}{value:,.2f}" if isinstance(value, float) else f"{name:<18}{value:,}")
+    print(f"\n{'state':<18}{'s':>10}{'%':>8}")
+    for state, spent in result.seconds.items():
+        print(f"{state:<18}{spent:>10.1f}{100 * spent / result.total_s:>8.2f}")
+    print(f"\nfailures: {trace.name}; simulated in {seconds:.2f} s")
+
+
+def _fault(option: str, text: str) -> tuple[int, int, str]:
+    """NODE@STEP[:POINT]"""
+    found = re.fullmatch(r"(\d+)@(\d+)(?::(\w+))?", text)
+    if found is None:
+        raise ValueError(f"{option} must be NODE@STEP or NODE@STEP:POINT, got {text!r}")
+    return int(found[1]), int(found[2]), found[3] or "backward"
+
+
+def _host_and_port(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal():
+        raise ValueError(f"--listen must be HOST:PORT, got {text!r}")
+    return host, int(port)
+
+
+def _not_negative(seed: int) -> None:
+    if seed < 0:
+        raise ValueError(f"--seed must not be negative, got {seed}")
 
 
 def _numbers(option: str, text: str, kind: Callable[[str], Any]) -> list[Any]:

@@ -2,9 +2,9 @@
 
 A member is gone when its connection closes, or when nothing has come from it for the heartbeat time; its node is then
 killed, so that a process that was only stopped cannot come back with an old state. Each change (a loss, a join, a
-rebalance) is an attempt: stop everyone, hear what each holds, plan, let each fetch what it lacks, go. A change during an
-attempt starts the next one, from what the members hold then. Where an expert has no holder left, all go back to the
-last checkpoint.
+rebalance) is an attempt: stop everyone, hear what each holds, plan, let each fetch what it lacks, go. A change during
+an attempt starts the next one, from what the members hold then. Where an expert has no holder left, all go back to
+the last checkpoint.
 """
 
 from __future__ import annotations
@@ -133,6 +133,7 @@ class Controller:
         self._parts: dict[int, set[int]] = {}
         self._joined = 0
         self._starting: set[int] = set()
+        self._ended = False
 
     # Connections
 
@@ -191,7 +192,7 @@ class Controller:
                 member.heard = time.monotonic()
                 self._receive(member, json.loads(line))
         finally:
-            if self._members.get(member.node) is member:
+            if self._members.get(member.node) is member and not self._ended:
                 self._lose(member, "its connection closed")
 
     def _receive(self, member: Member, message: Message) -> None:
@@ -257,11 +258,21 @@ class Controller:
         if agent := self._agents.get(member.node):
             agent.write(pack({"type": "kill"}))
         self.launcher.kill(member.node)
-        lost = self.journal.note("lost", node=member.node, why=why, step=len(self.journal.losses))
-        if fault := self._faults.pop(member.node, None):
-            failed_at_s = fault["at"] - self.journal.epoch
-            lost |= {"kind": fault["kind"], "point": fault["point"], "failed_at_s": failed_at_s}
-            lost["detected_after_s"] = lost["at_s"] - failed_at_s
+        fault = self._faults.pop(member.node, {})
+        failed_at_s = fault["at"] - self.journal.epoch if fault else None
+        lost = self.journal.note(
+            "lost",
+            node=member.node,
+            why=why,
+            step=len(self.journal.losses),
+            kind=fault.get("kind"),
+            point=fault.get("point"),
+            failed_at_s=failed_at_s,
+            detected_after_s=None if failed_at_s is None else self.journal.now() - failed_at_s,
+            replanned_after_s=None,
+            transferred_bytes=None,
+            outage_s=None,
+        )
         self.journal.failures.append(lost)
         self._unmended.append(lost)
         self.progress(lost)
@@ -297,8 +308,14 @@ class Controller:
                         raise RuntimeError(f"{failed} generations in turn have failed: {error}") from None
         finally:
             watch.cancel()
+            self._ended = True
             for member in self._members.values():
                 member.tell(type="end")
+
+    async def closed(self) -> None:
+        """Wait a while until the nodes, which have been told to, have ended."""
+        with suppress(TimeoutError):
+            await asyncio.wait_for(self._until(lambda: not self._agents), 10)
 
     async def _watch(self) -> None:
         """Look for members that have fallen silent."""
@@ -364,7 +381,7 @@ class Controller:
         for failure in self._unmended:
             failure["replanned_after_s"] = planned_s - failure["at_s"]
             failure["transferred_bytes"] = generation.moved_bytes
-            failure["outage_s"] = event["at_s"] - failure.get("failed_at_s", failure["at_s"])
+            failure["outage_s"] = event["at_s"] - (failure["failed_at_s"] or failure["at_s"])
             failure["source"] = source
         self._unmended = []
         self.progress(event)
@@ -397,8 +414,7 @@ class Controller:
                 if not self._starting:
                     raise
                 self.progress(self.journal.note("waits", why=str(error)))
-                present = set(self._members)
-                await self._until(lambda present=present: set(self._members) != present or not self._starting)
+                await self._until(lambda: not self._starting)
                 raise _Interrupted(str(error)) from None
 
     def _fall_back(self) -> str:
@@ -434,21 +450,20 @@ class Controller:
     async def _train(self) -> str:
         """Wait until the ranks have halted. Returns why. Raises: _Interrupted"""
         paused = self.settings.system == "ds"  # it takes no one in before it starts again
+
+        def waiting() -> bool:
+            return not paused and bool(self._members.keys() - self._told)
+
         while True:
             halted = [self._members[node].halted for node in self._active if node in self._members]
             if len(halted) == len(self._active) and all(halted):
                 return str(halted[0])
-            waiting = self._members.keys() - self._told
-            if waiting and not paused:
+            if waiting():
                 paused = True
                 for node in self._active:
                     if node in self._members:
                         self._members[node].tell(type="pause")
-            await self._until_all(
-                self._active,
-                lambda member: member.halted is not None,
-                or_else=lambda paused=paused: not paused and bool(self._members.keys() - self._told),
-            )
+            await self._until_all(self._active, lambda member: member.halted is not None, or_else=waiting)
 
     async def _until_all(
         self, nodes: Collection[int], holds: Callable[[Member], bool], or_else: Callable[[], bool] = lambda: False

@@ -1,7 +1,7 @@
 """A GPT of mixtures of experts, of whose experts a process holds some only.
 
-Every weight has a seed of its own, so that any process can make the same one. An expert is one flat tensor, and so moves
-between processes in one piece.
+Every weight has a seed of its own, so that any process can make the same one. An expert is one flat tensor, and so
+moves between processes in one piece.
 
 Shape legend: B = sequences, T = tokens, D = model dimension, L = layers, E = experts, R = S = ranks,
 N = tokens that a rank receives

@@ -5,7 +5,8 @@ one. When its worker dies it starts another one, which joins as a new node. Noth
 rendezvous, so that one torchrun a machine does, each by itself.
 
 `--fork` makes a process that has imported all that a worker needs, and forks agents as its standard input says (`start
-3`, `kill 3`): nodes of this machine that are there within milliseconds. It ends with its input.
+127.0.0.1:4000 3`, `kill 127.0.0.1:4000 3`: node 3 of the controller there): nodes of this machine that are there within
+milliseconds. It ends with its input.
 """
 
 from __future__ import annotations
@@ -67,9 +68,10 @@ def start_process(address: tuple[str, int], node: int) -> int:
 
 def fork_worker(address: tuple[str, int], node: int) -> int:
     """A worker that has imported all already. Returns its process number"""
-    if child := os.fork():
-        return child
-    _run_and_exit(lambda: work(address, node))
+    child = os.fork()
+    if not child:
+        _run_and_exit(lambda: work(address, node))
+    return child
 
 
 def work(address: tuple[str, int], node: int) -> int:
@@ -80,32 +82,44 @@ def work(address: tuple[str, int], node: int) -> int:
     return Worker(address, node).run()
 
 
-def serve_forks(address: tuple[str, int]) -> None:
+def serve_forks() -> None:
     """Fork agents as standard input says, until it ends."""
-    import torch.distributed.checkpoint  # noqa: F401
+    import torch.distributed.checkpoint
 
     from artifact.elastic_moe import worker  # noqa: F401
 
-    nodes: dict[int, int] = {}
-    print("ready", flush=True)
+    torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])  # an optimizer imports most of what it needs when made
+    nodes: dict[tuple[str, str], int] = {}
     for line in sys.stdin:
-        command, node = line.split()
+        command, controller, node = line.split()
+        for each, child in list(nodes.items()):
+            if os.waitpid(child, os.WNOHANG)[0]:
+                del nodes[each]
         if command == "start":
+            address, number = _address(controller), int(node)
             if child := os.fork():
-                nodes[int(node)] = child
+                nodes[controller, node] = child
             else:
                 sys.stdin.close()
-                _run_and_exit(lambda number=int(node): _die_with_parent() or agent(address, number, fork_worker))
-        elif int(node) in nodes:
-            _kill_group(nodes[int(node)])
+                _die_with_parent()
+                _run_and_exit(lambda: agent(address, number, fork_worker))  # noqa: B023
+        elif (controller, node) in nodes:
+            _kill_group(nodes[controller, node])
     until = time.monotonic() + GRACE_S
     while nodes:
-        for node, child in list(nodes.items()):
+        for each, child in list(nodes.items()):
             if os.waitpid(child, os.WNOHANG)[0]:
-                del nodes[node]
+                del nodes[each]
             elif time.monotonic() > until:
                 _kill_group(child)
         time.sleep(0.01)
+
+
+def _address(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal():
+        raise ValueError(f"a controller must be HOST:PORT, got {text!r}")
+    return host, int(port)
 
 
 def _kill_group(leader: int) -> None:
@@ -138,22 +152,22 @@ def _die_with_parent() -> None:
 def main() -> int:
     """The command line of the module. Returns the exit status"""
     parser = argparse.ArgumentParser(prog="python -m artifact.elastic_moe.node", description="A node in training.")
-    parser.add_argument("--controller", required=True, metavar="HOST:PORT")
+    parser.add_argument("--controller", metavar="HOST:PORT")
     rank = os.environ.get("RANK")
     parser.add_argument("--node", type=int, default=None if rank is None else int(rank), help="default: RANK")
     parser.add_argument("--restarts", type=int, default=3, help="workers that it starts after the first one dies")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--fork", action="store_true", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
-    host, _, port = chosen.controller.rpartition(":")
-    if not host or not port.isdecimal():
-        parser.error(f"--controller must be HOST:PORT, got {chosen.controller!r}")
-    address = (host, int(port))
+    if chosen.fork:
+        serve_forks()
+        return 0
+    try:
+        address = _address(chosen.controller or "")
+    except ValueError as error:
+        parser.error(str(error))
     if chosen.worker:
         return work(address, chosen.node)
-    if chosen.fork:
-        serve_forks(address)
-        return 0
     node = chosen.node
     for _ in range(chosen.restarts + 1):
         status = agent(address, node, start_process)

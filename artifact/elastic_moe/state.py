@@ -1,6 +1,6 @@
-"""What one process holds of a model in training: all weights but the experts', some experts, and their optimizer states.
+"""What one process holds of a model in training: all weights but the experts', some experts, and optimizer states.
 
-A weight and its optimizer state travel as one flat fp32 tensor of three times its size: weight, first and second moment.
+A weight and its optimizer state travel as one flat fp32 tensor of three times its size: weight and both moments.
 """
 
 from __future__ import annotations
@@ -125,8 +125,8 @@ class State:
 
     def _new_optimizer(self, old: torch.optim.AdamW | None = None) -> torch.optim.AdamW:
         new = torch.optim.AdamW(self.parameters, lr=self.preset.learning_rate, foreach=True)
-        for parameter in self.parameters if old is not None else ():
-            if parameter in old.state:
+        for parameter in self.parameters:
+            if old is not None and parameter in old.state:
                 new.state[parameter] = old.state[parameter]
         return new
 

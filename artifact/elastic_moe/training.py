@@ -1,4 +1,4 @@
-"""Elastic training from one call: a controller here, nodes as processes of this machine or as they come from elsewhere."""
+"""Elastic training from one call: a controller here, and nodes that are processes of this machine or come to it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import sys
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -44,8 +44,8 @@ class Result:
     seconds: float
     ended: str
     events: list[Message]
-    step_seconds: list[tuple[int, int, float]] = field(repr=False)
-    held: dict[int, Message] = field(repr=False)
+    step_seconds: list[tuple[int, int, float]]  # step, members, seconds
+    held: dict[int, Message]  # of each node, bytes held after the first step of its last generation
 
 
 def train(
@@ -60,6 +60,7 @@ def train(
     trace: Trace | None = None,
     folder: Path | None = None,
     listen: tuple[str, int] | None = None,
+    forks: Forks | None = None,
     progress: Callable[[Message], None] = lambda message: None,
     **options: Any,
 ) -> Result:
@@ -70,6 +71,7 @@ def train(
     trace:        failures and joins, a minute of it being a step
     folder:       of checkpoints, kept; without it they go when the run ends
     listen:       address to wait at for nodes from elsewhere (see `node`); none is started here
+    forks:        what starts the nodes; the same one for several runs saves their start
     options:      fields of `Settings`
     Raises: ValueError for an unknown preset, system or point, and numbers out of range
     """
@@ -95,17 +97,21 @@ def train(
         if not settings.resume and listen is None:
             for old in folder.glob("step-*"):
                 shutil.rmtree(old)
-        return asyncio.run(_run(settings, listen, progress))
+        if listen is None and forks is None:
+            forks = stack.enter_context(Forks())
+        return asyncio.run(_run(settings, listen, forks, progress))
 
 
-async def _run(settings: Settings, listen: tuple[str, int] | None, progress: Callable[[Message], None]) -> Result:
+async def _run(
+    settings: Settings, listen: tuple[str, int] | None, forks: Forks | None, progress: Callable[[Message], None]
+) -> Result:
     from torch import distributed
 
     host, port = listen or ("127.0.0.1", 0)
     store = distributed.TCPStore(
         host, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=settings.timeout_s)
     )
-    launcher = Elsewhere() if listen else Forks()
+    launcher = Elsewhere() if forks is None else forks
     controller = Controller(settings, store.port, launcher, progress)
     server = await asyncio.start_server(controller.serve, host, port)
     launcher.open(server.sockets[0].getsockname())
@@ -114,11 +120,11 @@ async def _run(settings: Settings, listen: tuple[str, int] | None, progress: Cal
         for node in range(settings.nodes):
             launcher.start(node)
         await controller.run()
+        await controller.closed()
     except (ValueError, RuntimeError, TimeoutError) as error:
         ended = str(error)
     finally:
         server.close()
-        await asyncio.to_thread(launcher.close)
     return _result(controller.journal, settings, ended)
 
 
@@ -141,12 +147,11 @@ def _result(journal: Journal, settings: Settings, ended: str) -> Result:
 
 
 class Forks:
-    """Nodes of this machine, forked from one process that has imported what they need."""
+    """Starts nodes of this machine, forked from one process that has imported what they need. For one run at a time."""
 
-    def open(self, address: tuple[str, int]) -> None:
-        command = [sys.executable, "-m", "artifact.elastic_moe.node", "--fork"]
+    def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [*command, "--controller", f"{address[0]}:{address[1]}"],
+            [sys.executable, "-m", "artifact.elastic_moe.node", "--fork"],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             text=True,
@@ -154,22 +159,28 @@ class Forks:
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
 
-    def start(self, node: int) -> None:
-        self._say(f"start {node}\n")
+    def __enter__(self) -> Forks:
+        return self
 
-    def kill(self, node: int) -> None:
-        self._say(f"kill {node}\n")
-
-    def close(self) -> None:
-        """Wait for the nodes' ends; they have been told."""
+    def __exit__(self, *raised: object) -> None:
+        """Wait for the nodes' ends: they have been told, or see that their controller is gone."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()
 
-    def _say(self, line: str) -> None:
+    def open(self, address: tuple[str, int]) -> None:
+        self._controller = f"{address[0]}:{address[1]}"
+
+    def start(self, node: int) -> None:
+        self._say("start", node)
+
+    def kill(self, node: int) -> None:
+        self._say("kill", node)
+
+    def _say(self, command: str, node: int) -> None:
         assert self._process.stdin is not None
         try:
-            self._process.stdin.write(line)
+            self._process.stdin.write(f"{command} {self._controller} {node}\n")
             self._process.stdin.flush()
         except BrokenPipeError:
             raise RuntimeError(f"the process that starts nodes has ended with status {self._process.wait()}") from None
@@ -187,9 +198,6 @@ class Elsewhere:
     def kill(self, node: int) -> None:
         """Nothing: its agent does, if it can."""
 
-    def close(self) -> None:
-        """Nothing."""
-
 
 def _replayed(trace: Trace, nodes: int, steps: int) -> tuple[list[tuple[int, int, str]], list[int]]:
     """Kills and joins of a trace, a minute a step, from the first minute at which it has so many nodes."""
@@ -198,7 +206,9 @@ def _replayed(trace: Trace, nodes: int, steps: int) -> tuple[list[tuple[int, int
     if start is None:
         raise ValueError(f"a trace must have {nodes} nodes at some time, {trace.name} never has")
     number = {node: place for place, node in enumerate(trace.nodes_at(start)[:nodes])}
-    kills, joins, unused = [], [], set(trace.nodes_at(start)[nodes:])
+    unused = set(trace.nodes_at(start)[nodes:])
+    kills: list[tuple[int, int, str]] = []
+    joins: list[int] = []
     for event in trace.events:
         step = round((event.time_s - start) / 60)
         if not 0 < step < steps or event.time_s <= start:

@@ -113,10 +113,10 @@ class Worker:
         if plan["source"] != "nodes":
             self.state = State(self.preset, self.job["seed"], wanted, self.device)
             self._prepared, self._report = False, None
-        if plan["source"] == "checkpoint":
-            named = {name: torch.empty_like(each) for name, each in self.state.named(wanted, dense=True).items()}
-            checkpoint.read(self.folder, plan["step"], named)
-            self.state.restore(named, plan["step"])
+            if plan["source"] == "checkpoint":
+                named = {name: torch.empty_like(each) for name, each in self.state.named(wanted, dense=True).items()}
+                checkpoint.read(self.folder, plan["step"], named)
+                self.state.restore(named, plan["step"])
         joins = self.state is None
         if self.state is None:
             self.state = State(self.preset, self.job["seed"], (), self.device)

@@ -46,6 +46,20 @@ def test_a_waiting_node_takes_the_place_of_a_used_one_that_goes(data):
     assert spot(cap=3) == Trace("p3", (0, 1, 2), (Event(120, "fail", (0,)),))  # node 3 goes before it is used
 
 
+def test_a_stride_keeps_some_machines_of_the_file(data):
+    data(SMALL)
+    assert spot(stride=2) == Trace("p3", (0, 2), (Event(120, "fail", (0,)),))
+    assert spot(stride=3, cap=1) == Trace("p3", (0,), (Event(120, "fail", (0,)),))  # node 3 goes in the same minute
+
+
+def test_four_of_ten_nodes_are_lost_at_minute_34_of_every_second_machine():
+    real("spot-p3")
+    lost = {event.time_s / 60: len(event.nodes) for event in spot(cap=10, minutes=80, stride=2).events
+            if event.kind == "fail"}  # fmt: skip
+    assert lost == {34: 4, 51: 1, 53: 2, 54: 1, 57: 2, 77: 1}
+    assert max(len(event.nodes) for event in spot(cap=10, minutes=80).events) == 2
+
+
 def test_a_part_of_a_trace_starts_with_the_nodes_of_its_first_minute(data):
     data(SMALL)
     assert spot(start_minute=1) == Trace("p3", (0, 1, 2, 3), (Event(60, "fail", (0, 3)),))
@@ -148,6 +162,7 @@ def test_another_text_is_refused_by_name(text):
         (lambda: spot("p2"), "one of p3, got 'p2'"),
         (lambda: spot(cap=0), "cap must be at least 1, got 0"),
         (lambda: spot(minutes=0), "minutes must be positive, got 0"),
+        (lambda: spot(stride=0), "stride must be at least 1, got 0"),
         (lambda: spot(start_minute=-1), "start_minute must not be negative, got -1"),
         (lambda: parse("every:5min", 0, 30), "num_nodes must be at least 1, got 0"),
         (lambda: parse("every:5min", 10, 0), "must be positive, got 0"),

@@ -1,0 +1,224 @@
+"""Real processes: killed, stopped and joining in every phase of a step, they train as one process would."""
+
+import itertools
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from functools import cache
+
+import pytest
+import torch
+
+from artifact.elastic_moe import checkpoint
+from artifact.elastic_moe.failures import Event, Trace
+from artifact.elastic_moe.presets import PRESETS
+from artifact.elastic_moe.state import losses_in_one_process
+from artifact.elastic_moe.training import Forks, train
+
+TINY = PRESETS["tiny"]
+LONGEST = 24
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture(scope="module")
+def forks():
+    with Forks() as started:
+        yield started
+
+
+@cache
+def alone():
+    """Losses of one process that holds everything."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return losses_in_one_process(TINY, 0, LONGEST)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def checked(result, steps):
+    assert result.ended == "finished"
+    assert result.losses == pytest.approx(alone()[:steps], rel=1e-4)
+    assert len(result.members) == steps
+    return result
+
+
+def test_killed_in_every_phase_of_a_step(forks):
+    points = ("forward", "backward", "allreduce", "vote", "apply")
+    kills = [(node, 2 + 2 * node, point) for node, point in enumerate(points)]
+    result = checked(train(nodes=8, steps=13, kills=kills, forks=forks, seed=0), 13)
+    assert [(each["node"], each["point"]) for each in result.failures] == list(enumerate(points))
+    assert (result.lost_steps, result.restarts) == (0, 0)
+    # A step that every survivor was prepared for is not run again: node 3 died in its vote at step 8, node 4 after it.
+    assert [len(members) for members in result.members] == [8] * 2 + [7] * 2 + [6] * 2 + [5] * 3 + [4] * 2 + [3] * 2
+    for failure in result.failures:
+        assert failure["detected_after_s"] < 2
+        assert failure["transferred_bytes"] > 0
+
+
+def test_several_at_once_during_migration_and_before_a_checkpoint(forks, tmp_path):
+    kills = [(0, 3, "backward"), (1, 3, "allreduce"), (2, 3, "migration"), (3, 8, "checkpoint")]
+    options = {"checkpoint_interval": 4, "folder": tmp_path, "forks": forks, "seed": 0}
+    result = checked(train(nodes=8, steps=12, kills=kills, **options), 12)
+    assert {each["node"] for each in result.failures} == {0, 1, 2, 3}
+    assert result.members[-1] == [4, 5, 6, 7]
+    assert result.lost_steps == result.restarts == 0
+    # The one of step 8 was given up when its writer died; the one before it is whole.
+    assert checkpoint.steps(tmp_path) == [4]
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_stopped_node_is_found_within_the_heartbeat_time_and_a_node_joins(forks):
+    result = checked(
+        train(nodes=4, steps=14, stops=[(2, 3, "backward")], joins=[8], heartbeat_s=1.5, forks=forks, seed=0), 14
+    )
+    (failure,) = result.failures
+    assert (failure["kind"], failure["node"]) == ("stop", 2)
+    assert failure["detected_after_s"] <= 1.5 + 0.5  # and half a second for a machine that does other things
+    at = next(event["at_s"] for event in result.events if event["event"] == "joined" and event["node"] == 4)
+    generation = next(event for event in result.events if event["event"] == "generation" and 4 in event["members"])
+    finished = [event for event in result.events if at < event["at_s"] < generation["at_s"]]
+    assert finished == []  # nothing else came between
+    assert generation["step"] >= 8 and result.members[generation["step"]] == [0, 1, 3, 4]
+
+
+def test_a_node_holds_only_its_own_experts(forks):
+    result = checked(train(nodes=4, steps=3, forks=forks, seed=0), 3)
+    every = TINY.num_layers * TINY.num_experts
+    for held in result.held.values():
+        assert held["experts"] <= TINY.num_layers * TINY.slots < every
+        assert held["expert_bytes"] == held["experts"] * TINY.expert_bytes
+    assert sum(held["experts"] for held in result.held.values()) >= 2 * every  # min_replicas
+
+
+def test_lost_expert_goes_back_to_the_last_checkpoint(forks, tmp_path):
+    kills = [(0, 10, "backward"), (1, 10, "backward")]
+    options = {"checkpoint_interval": 4, "folder": tmp_path, "forks": forks, "seed": 0}
+    result = checked(train(nodes=4, steps=14, kills=kills, **options), 14)
+    assert (result.restarts, result.lost_steps) == (1, 2)
+    assert result.members[8] == [2, 3]
+    assert checkpoint.steps(tmp_path) == [8, 12]  # and the previous one is kept
+
+
+def test_systems_train_alike_and_differ_in_what_a_failure_costs(forks):
+    schedule = {"nodes": 4, "steps": 12, "kills": [(1, 9, "backward")], "checkpoint_interval": 4, "seed": 0}
+    lazarus, ds, ds_ft = (
+        checked(train(system=system, forks=forks, **schedule), 12) for system in ("lazarus", "ds", "ds-ft")
+    )
+    assert (lazarus.restarts, lazarus.members[-1]) == (0, [0, 2, 3])
+    assert (ds.restarts, ds.lost_steps, len(ds.members[-1])) == (1, 1, 2)  # whole groups of two only
+    assert (ds_ft.restarts, ds_ft.lost_steps, len(ds_ft.members[-1])) == (0, 0, 2)
+    assert ds.failures[0]["outage_s"] > 3 * lazarus.failures[0]["outage_s"]  # its processes start anew
+
+
+def test_rebalance_follows_the_loads(forks):
+    result = checked(train(nodes=6, steps=10, rebalance_interval=4, forks=forks, seed=0), 10)
+    plans = [event for event in result.events if event["event"] == "generation"]
+    assert [plan["step"] for plan in plans] == [0, 4, 8]
+    assert plans[1]["placements"] != plans[0]["placements"]
+
+
+def test_a_trace_is_replayed_a_minute_a_step(forks):
+    events = (Event(180.0, "fail", (11, 12)), Event(420.0, "join", (11,)), Event(540.0, "fail", (13,)))
+    trace = Trace("made", (10, 11, 12, 13, 14, 15), events)
+    result = checked(train(nodes=6, steps=12, trace=trace, forks=forks, seed=0), 12)
+    assert sorted(each["node"] for each in result.failures) == [1, 2, 3]
+    assert result.members[2] == [0, 1, 2, 3, 4, 5]
+    assert result.members[5] == [0, 3, 4, 5]
+    assert result.members[-1] == [0, 4, 5, 6]
+
+
+def test_too_few_nodes_end_training_and_say_so(forks):
+    result = train(nodes=2, steps=6, kills=[(1, 3, "backward")], forks=forks, seed=0)
+    assert "got 1 nodes with 4 slots" in result.ended
+    assert result.losses == pytest.approx(alone()[:3], rel=1e-4)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_random_schedules(forks, seed):
+    """None hangs, and no finished step is lost where each expert has a holder left."""
+    chosen = random.Random(seed)
+    nodes = chosen.choice([4, 6, 8])
+    points = ("forward", "backward", "allreduce", "vote", "apply", "migration")
+    victims = chosen.sample(range(nodes), chosen.randint(1, nodes - 3))
+    kills = [(node, chosen.randrange(1, 9), chosen.choice(points)) for node in victims]
+    joins = [chosen.randrange(1, 9)] if chosen.random() < 0.4 else []
+    result = checked(
+        train(nodes=nodes, steps=10, kills=kills, joins=joins, checkpoint_interval=3, forks=forks, seed=0), 10
+    )
+    unrecoverable = [event for event in result.events if event["event"] == "unrecoverable"]
+    assert result.restarts == len(unrecoverable)
+    assert result.lost_steps == 0 or unrecoverable
+    for before, after in itertools.pairwise(result.members):
+        assert len(after) >= 2 and set(after) <= set(before) | set(range(nodes, nodes + len(joins)))
+
+
+def test_death_of_the_controller_leaves_a_checkpoint_and_no_process(tmp_path):
+    command = [sys.executable, "-m", "artifact", "train-moe", "--nodes", "4", "--checkpoints", str(tmp_path)]
+    running = subprocess.Popen(
+        [*command, "--steps", "100000", "--checkpoint-interval", "100000"],
+        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    seen = next(line for line in running.stderr if line.startswith('step {"step": 3,'))
+    assert seen
+    children = _descendants(running.pid)
+    assert len(children) >= 9  # what forks, 4 agents, 4 workers
+    running.send_signal(signal.SIGKILL)
+    running.wait()
+    until = time.monotonic() + 30
+    while any(map(_alive, children)) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not any(map(_alive, children))
+    (step,) = checkpoint.steps(tmp_path)
+    assert step >= 4
+    # And training goes on from there.
+    out = subprocess.run(
+        [*command, "--steps", str(step + 2), "--resume", "--json"], capture_output=True, text=True, check=True
+    ).stdout
+    result = json.loads(out)
+    assert result["ended"] == "finished"
+    assert result["losses"] == pytest.approx(losses_in_one_process(TINY, 0, step + 2)[step:], rel=1e-4)
+
+
+def _descendants(pid):
+    found, left = [], [pid]
+    while left:
+        parent = left.pop()
+        children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(parent)], capture_output=True, text=True).stdout
+        found += map(int, children.split())
+        left += map(int, children.split())
+    return found
+
+
+def _alive(pid):
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    with open(f"/proc/{pid}/stat", encoding="utf-8") as stat:
+        return stat.read().rpartition(")")[2].split()[0] != "Z"
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"nodes": 1}, "nodes must be at least 2 to hold each of 8 experts, got 1"),
+        ({"nodes": 33}, r"nodes must be in \[1, 32\], a sequence each, got 33"),
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"preset": "huge"}, "preset must be one of .*, got 'huge'"),
+        ({"system": "magic"}, "system must be one of lazarus, ds, ds-ft, got 'magic'"),
+        ({"kills": [(4, 1, "backward")]}, r"a node that fails must be in \[0, 4\), got 4"),
+        ({"kills": [(1, 9, "backward")]}, r"a node must fail at a step in \[0, 5\), got 9"),
+        ({"kills": [(1, 1, "lunch")]}, "a point must be one of .*, got 'lunch'"),
+        ({"joins": [7]}, r"a node must join at a step in \[0, 5\), got 7"),
+    ],
+)
+def test_refused(changed, told):
+    with pytest.raises(ValueError, match=told):
+        train(**{"nodes": 4, "steps": 5, **changed})
