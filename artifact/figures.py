@@ -70,6 +70,7 @@ SYSTEM_COLORS: dict[str, str] = {
     "compact": RED,
     "random": GREY,
     "EPLB": YELLOW,
+    "EPLB + best": CYAN,
 }
 """One colour per system, by the paper's label, in every notebook. Each new system adds its labels here."""
 

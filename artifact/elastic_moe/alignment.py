@@ -10,6 +10,7 @@ Shape legend: L = layers, N = nodes, H = holder sets of all layers, W = words of
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, chain
@@ -19,7 +20,19 @@ import numpy as np
 
 from artifact.elastic_moe.placement import Placement
 from artifact.elastic_moe.recovery import recovery
-from artifact.elastic_moe.search import COLD, EQUAL, WARM, Floats, Integers, Words, _bit_count, _FailureSets, _Problem
+from artifact.elastic_moe.search import (
+    COLD,
+    DOUBT,
+    EQUAL,
+    WARM,
+    Floats,
+    Integers,
+    Words,
+    _bit_count,
+    _FailureSets,
+    _Judged,
+    _Problem,
+)
 
 Order = list[int]
 """Of one layer, for each node of the model the node of the layer's placement that it becomes."""
@@ -66,14 +79,21 @@ def align(
     problem = _problem(_joint(layers), failures, failure_probability, seed)
     given = [list(range(sizes[0]))] * len(layers)
     by_group = [_by_group(layer, slots) for layer in layers]
-    judged = [problem.judged(_joint(_ordered(layers, orders))) for orders in (given, by_group)]
-    found = problem.best(judged)
+    found = _first_or_better([problem.judged(_joint(_ordered(layers, orders))) for orders in (given, by_group)])
     if found.loss > _worst_layer(problem, layers) * (1 + EQUAL):
-        starts = [_inverse(orders) for orders in (given, by_group)]
-        for places in _Search.of(problem, layers, slots).found(starts):
-            judged.append(problem.judged(_joint(_ordered(layers, _inverse(places).tolist()))))
-        found = problem.best(judged)
+        places = _Search.of(problem, layers, slots).found([_inverse(orders) for orders in (given, by_group)])
+        searched = [problem.judged(_joint(_ordered(layers, _inverse(each).tolist()))) for each in places]
+        found = _first_or_better([found, *searched])
     return _separate(found.placement, layers)
+
+
+def _first_or_better(judged: Sequence[_Judged]) -> _Judged:
+    """The first, or one that has less loss, beyond doubt where losses are estimates."""
+    found = judged[0]
+    for each in judged[1:]:
+        if each.loss + DOUBT * math.hypot(each.standard_error, found.standard_error) < found.loss * (1 - EQUAL):
+            found = each
+    return found
 
 
 def _joint(layers: Sequence[Placement]) -> Placement:

@@ -181,6 +181,8 @@ class Controller:
             device=settings.device,
             faults=[fault[1:] for fault in settings.faults if fault[0] == member.node],
         )
+        if self._ended:
+            member.tell(type="end")
         self._members[member.node] = member
         self._starting.discard(member.node)
         self.progress(self.journal.note("joined", node=member.node))

@@ -30,11 +30,14 @@ GRACE_S = 60.0
 Start = Callable[[tuple[str, int], int], int]
 
 
-def agent(address: tuple[str, int], node: int | None, start: Start) -> int:
-    """Be node `node` (None: the controller's choice) until its worker ends. Returns the worker's exit status"""
+def agent(address: tuple[str, int], node: int | None, start: Start, wait_s: float = 30.0) -> int:
+    """Be node `node` (None: the controller's choice) until its worker ends. Returns the worker's exit status
+
+    wait_s: how long to wait for a controller that is only starting
+    """
     with suppress(PermissionError):  # whoever leads a session already is one's own
         os.setsid()
-    connection = Connection(address, {"type": "hello", "role": "agent", "node": node})
+    connection = Connection(address, {"type": "hello", "role": "agent", "node": node}, wait_s=wait_s)
     number = connection.welcome["node"]
     worker = start(address, number)
     connection.start()
@@ -168,12 +171,14 @@ def main() -> int:
         parser.error(str(error))
     if chosen.worker:
         return work(address, chosen.node)
-    node = chosen.node
-    for _ in range(chosen.restarts + 1):
-        status = agent(address, node, start_process)
+    status = agent(address, chosen.node, start_process)
+    for _ in range(chosen.restarts):
         if status in (0, CONTROLLER_GONE):
             break
-        node = None
+        try:
+            status = agent(address, None, start_process, wait_s=1)
+        except ConnectionError:  # training has ended meanwhile
+            return 0
     return status % 256
 
 

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
@@ -99,7 +100,9 @@ def train(
                 shutil.rmtree(old)
         if listen is None and forks is None:
             forks = stack.enter_context(Forks())
-        return asyncio.run(_run(settings, listen, forks, progress))
+        # In a thread of its own: a notebook has an event loop in this one.
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(asyncio.run, _run(settings, listen, forks, progress)).result()
 
 
 async def _run(

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from artifact.elastic_moe import dispatch
 from artifact.elastic_moe.dispatch import plan, split
 
 
@@ -241,6 +242,22 @@ def test_an_expert_without_tokens_needs_no_replica():
 def test_what_cannot_be_sent_is_refused_by_name(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_tensors_and_arrays_of_numpy_give_the_same(monkeypatch):
+    # What runs on a device is tensors throughout; here they are on the CPU.
+    rng = np.random.default_rng(4)
+    tokens_SE, replicas_RE = random_columns(rng, 8, 64)
+    expert_T = choices(rng, tokens_SE)[5]
+    expected = plan(expert_T, replicas_RE, tokens_SE, 5), split(tokens_SE, replicas_RE)
+    monkeypatch.setattr(dispatch, "_arrays", lambda *tensors: tensors)
+    found = plan(expert_T, replicas_RE, tokens_SE, 5), split(tokens_SE, replicas_RE)
+    assert torch.equal(found[1], expected[1])
+    for field in vars(expected[0]):
+        one, other = (torch.as_tensor(getattr(each[0], field)) for each in (found, expected))
+        assert torch.equal(one, other), field
+    with pytest.raises(ValueError, match=r"must have a replica, got none of \[0, 2\]"):
+        split(torch.tensor([[1, 0, 2]]), torch.tensor([[0, 0, 0]]))
 
 
 @pytest.mark.gpu

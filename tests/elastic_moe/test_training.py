@@ -5,6 +5,7 @@ import json
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -184,6 +185,43 @@ def test_death_of_the_controller_leaves_a_checkpoint_and_no_process(tmp_path):
     result = json.loads(out)
     assert result["ended"] == "finished"
     assert result["losses"] == pytest.approx(losses_in_one_process(TINY, 0, step + 2)[step:], rel=1e-4)
+
+
+def test_nodes_that_torchrun_starts(tmp_path):
+    """A worker that dies is replaced by its agent; torchrun sees nothing of it."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    command = [sys.executable, "-m", "artifact", "train-moe", "--nodes", "4", "--steps", str(LONGEST), "--json"]
+    with (tmp_path / "out").open("w") as out:
+        controller = subprocess.Popen([*command, "--listen", address], stdout=out, stderr=subprocess.PIPE, text=True)
+    torchrun = subprocess.Popen(
+        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4"]
+        + ["-m", "artifact.elastic_moe.node", "--controller", address],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        next(line for line in controller.stderr if line.startswith('step {"step": 3,'))
+        workers = [pid for pid in _descendants(torchrun.pid) if b"--worker" in _command(pid)]
+        assert len(workers) == 4
+        os.kill(workers[1], signal.SIGKILL)
+        controller.communicate()
+        assert controller.returncode == 0
+        result = json.loads((tmp_path / "out").read_text())
+        assert result["losses"] == pytest.approx(alone(), rel=1e-4)
+        assert len(result["failures"]) == 1 and result["restarts"] == 0
+        assert torchrun.wait(timeout=60) == 0
+    finally:
+        controller.kill()
+        torchrun.terminate()
+        torchrun.wait()
+
+
+def _command(pid):
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as line:
+            return line.read()
+    except FileNotFoundError:
+        return b""
 
 
 def _descendants(pid):

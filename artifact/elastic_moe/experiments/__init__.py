@@ -22,22 +22,38 @@ from artifact.elastic_moe.experiments.theory import (
     transferred,
     worked_examples,
 )
+from artifact.elastic_moe.experiments.tradeoffs import (
+    choosing_f,
+    drift,
+    losses_at_once,
+    rack_failures,
+    rebalances,
+)
+from artifact.elastic_moe.experiments.training import equal_losses, recoveries, systems
 
 __all__ = [
     "balance_and_survival",
+    "choosing_f",
     "controlled_failures",
     "counterexamples",
     "deepseek_v3",
+    "drift",
+    "equal_losses",
     "hot_expert",
     "large_cluster",
     "load_ratio",
     "load_skew",
+    "losses_at_once",
     "model_recovery",
     "node_orders",
     "placement_time",
+    "rack_failures",
+    "rebalances",
+    "recoveries",
     "sixteen_nodes",
     "small_cases",
     "spot_trace",
+    "systems",
     "timeline",
     "transferred",
     "without_failures",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -26,17 +26,19 @@ from artifact.elastic_moe.recovery import domain_recovery, recovery
 from artifact.elastic_moe.routing import LoadTrace
 
 LABELS = {"mro": "MRO", "eplb": "EPLB"}  # of placements; the others are labelled by their names
-SYSTEMS = {
+SYSTEMS: dict[str, tuple[Callable[[Sequence[int], int, int], list[int]], str]] = {
     "Lazarus": (allocate, "mro"),
     "best": (allocate, "best"),
+    "spread": (allocate, "spread"),
     "EPLB": (allocate_balanced, "eplb"),
     "EPLB + best": (allocate_balanced, "best"),
 }
-"""How replicas are counted and placed: published, best placement, balance alone, and balance with least losses."""
+"""How replicas are counted and placed: by equation 1 or for balance alone; EPLB packs for balance, too."""
 
 STEP = 201  # the iteration at which the paper's replicas of step 200 are worked out
+# hidden size times that of an expert, three matrices
 EXPERT_PARAMETERS = {"DeepSeek-V2-Lite": 3 * 2048 * 1408, "OLMoE": 3 * 2048 * 1024}
-P3_HOURS, INFINITEHBD_HOURS = 684 / 60, 348 * 24
+P3_HOURS, INFINITEHBD_HOURS = 684 / 60, 348.0 * 24
 
 
 def rack_failures(
@@ -95,23 +97,6 @@ def losses_at_once(*, caps: Sequence[int | None] = (None, 10)) -> pd.DataFrame:
         for size in range(1, max(instants) + 1):
             row = {"trace": trace.name, "label": label, "nodes_lost": size, "instants": instants[size]}
             rows.append({**row, "independent": minutes * poisson.pmf(size, losses / minutes)})
-    return pd.DataFrame(rows)
-
-
-def balance_or_survival(*, num_nodes: int = 10, slots: int = 6) -> pd.DataFrame:
-    """One layer under made-up loads: EPLB's counts and packing against equation 1 with f = 2 and MRO.
-
-    One row per (experts_load, system, failed).
-    """
-    loads = {f"{experts} experts, Zipf": [720_720 // rank for rank in range(1, experts + 1)] for experts in (8, 12, 16)}
-    loads["16 experts, 87 % in two"] = [609, 609] + 14 * [13]
-    rows = []
-    for name, load in loads.items():
-        for system, floor in (("Lazarus", 2), ("EPLB", 1)):
-            placement = _placed(system, load, num_nodes, slots, floor)
-            for failed, probability in enumerate(recovery(placement).probability):
-                row = {"experts_load": name, "system": system, "failed": failed, "recovery": probability}
-                rows.append(row | {"max_load_ratio": placement.max_load_ratio(load)})
     return pd.DataFrame(rows)
 
 
@@ -180,8 +165,9 @@ def drift(
 def rebalances(*, traces: Mapping[str, Sequence[float]], systems: Sequence[str] = ("Lazarus", "EPLB")) -> pd.DataFrame:
     """What each rebalance of the same jobs sends, by how nodes are mapped to those of the new placement.
 
-    Mapping `none`: node i becomes node i of the plan, as by a planner that knows nothing of the last plan.
-    One row per (trace, system, interval, iteration, mapping): states are of one expert of one layer, with its optimizer.
+    Mapping `none`: node i becomes node i of the plan, as by a planner that knows nothing of the last plan. A state is
+    that of one expert of one layer with its optimizer.
+    One row per (trace, system, interval, iteration, mapping): busiest_gb is the most that one node sends or receives.
     """
     rows = []
     for name, intervals in traces.items():
@@ -195,21 +181,29 @@ def rebalances(*, traces: Mapping[str, Sequence[float]], systems: Sequence[str] 
                 for mapping in order:
                     holdings = holdings_of(before, order[mapping])
                     chosen = list(nodes) if mapping == "none" else assign(holdings, after, mapping)  # type: ignore[arg-type]
-                    moved = len(transfers(holdings, after, chosen, job.state_bytes))
+                    moved = transfers(holdings, after, chosen, job.state_bytes)
+                    ends = [Counter(each.source for each in moved), Counter(each.target for each in moved)]
+                    busiest = max(max(end.values(), default=0) for end in ends)
                     order[mapping] = chosen
                     held = sum(len(states) for states in holdings_of(after, chosen))
                     row = {"trace": job.loads.name, "name": name, "system": system, "interval": interval}
                     row |= {"iteration": job.loads.iterations[index], "mapping": mapping, "held_states": held}
-                    rows.append(row | {"moved_states": moved, "moved_gb": moved * job.state_bytes / 1e9})
+                    row |= {"moved_states": len(moved), "moved_gb": len(moved) * job.state_bytes / 1e9}
+                    rows.append(row | {"busiest_gb": busiest * job.state_bytes / 1e9})
     return pd.DataFrame(rows)
 
 
 def loads_of(model: str) -> LoadTrace:
-    """One iteration of loads: GPTs at the paper's step 200, the others over all that was recorded."""
+    """One iteration of loads: GPTs at the paper's step 200, the others over all that was recorded.
+
+    Raises: ValueError if the model is unknown
+    """
+    if model not in routing.MODELS and model not in EXPERT_PARAMETERS:
+        raise ValueError(f"a model must be one of {', '.join([*routing.MODELS, *EXPERT_PARAMETERS])}, got {model!r}")
     if model in routing.MODELS:
         trace = routing.top_experts(routing.smartmoe(), 12, routing.MODELS[model].num_experts, iteration=STEP)
         return LoadTrace(trace.name, trace.at(STEP)[None], (STEP,))
-    trace = {"DeepSeek-V2-Lite": routing.esft, "OLMoE": routing.olmoe}[model]()
+    trace = routing.esft() if model == "DeepSeek-V2-Lite" else routing.olmoe()
     return LoadTrace(trace.name, trace.counts_ILE.sum(axis=0, keepdims=True), (0,))
 
 
@@ -295,7 +289,7 @@ def _processes(
     spot = _instants(failures.spot(cap=num_nodes))
     total = sum(spot.values())
     lost = sum(size * count for size, count in spot.items())
-    chance_K = np.array([spot[failed] / total for failed in failed_K])
+    chance_K = np.array([spot[failed] / total for failed in range(num_nodes + 1)])
     yield "p3", lost / num_nodes / P3_HOURS, total / P3_HOURS, chance_K
     servers = _instants(failures.infinitehbd())
     total = sum(servers.values())

@@ -70,16 +70,16 @@ def _lost(table: pd.DataFrame, plan: str) -> float:
 
 def optimal_whole_pct(table: pd.DataFrame) -> float:
     """Of the cases whose groups are whole, those where MRO is the best placement for every number of failures, in %."""
-    return _optimal_pct(table[table["whole"]])
+    return _always_pct(table[table["whole"]], "mro")
 
 
 def optimal_cut_pct(table: pd.DataFrame) -> float:
     """The same of the cases where a group is cut short."""
-    return _optimal_pct(table[~table["whole"]])
+    return _always_pct(table[~table["whole"]], "mro")
 
 
-def _optimal_pct(table: pd.DataFrame) -> float:
-    optimal = (table["mro"] == table["best"]).groupby([table["nodes"], table["slots"], table["replicas"]]).all()
+def _always_pct(table: pd.DataFrame, method: str) -> float:
+    optimal = (table[method] == table["best"]).groupby([table["nodes"], table["slots"], table["replicas"]]).all()
     return float(100 * optimal.mean())
 
 
@@ -99,6 +99,14 @@ def _kept_pct(column: str) -> Metric:
 promise_mro_pct, promise_spread_pct, promise_best_pct = (
     _kept_pct(f"keeps_{name}") for name in ("mro", "spread", "best_on_average")
 )
+
+
+def one_for_all_pct(table: pd.DataFrame) -> float:
+    """Cases in which the best placement on average is the best one for every number of failures, in %."""
+    same = (
+        (table["best_on_average"] == table["best"]).groupby([table["nodes"], table["slots"], table["replicas"]]).all()
+    )
+    return float(100 * same.mean())
 
 
 # One hot expert (figure 10b); the time of placement
@@ -154,9 +162,12 @@ recovered_l_spread_4, recovered_l_spread_5 = (_recovered_pct("spread", failures)
 
 def recovery_order_pct(table: pd.DataFrame) -> float:
     """Cases in which Lazarus recovers at least as often as spread and spread as compact, in %."""
-    cases = _rows(table).pivot(index=["model", "iteration", "failures"], columns="system", values="probability")
+    rows = _rows(table)
+    if rows.empty:
+        return NAN
+    cases = rows.pivot(index=["model", "iteration", "failures"], columns="system", values="probability")
     in_order = (cases["Lazarus"] >= cases["spread"]) & (cases["spread"] >= cases["compact"])
-    return float(100 * in_order.mean()) if len(cases) else NAN
+    return float(100 * in_order.mean())
 
 
 def independent_pct(table: pd.DataFrame) -> float:

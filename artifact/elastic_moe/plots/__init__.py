@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pandas as pd
 from matplotlib.figure import Figure
 
-from artifact.elastic_moe.plots import simulation, theory
+from artifact.elastic_moe.plots import simulation, theory, tradeoffs, training
 from artifact.elastic_moe.plots.simulation import (
     plot_a10g,
     plot_breakdown,
@@ -28,25 +28,50 @@ from artifact.elastic_moe.plots.theory import (
     plot_small_cases,
     plot_transferred,
 )
+from artifact.elastic_moe.plots.tradeoffs import (
+    plot_choosing_f,
+    plot_drift,
+    plot_drift_over_time,
+    plot_losses_at_once,
+    plot_racks,
+    plot_rebalances,
+    plot_time_to_loss,
+)
+from artifact.elastic_moe.plots.training import plot_equal_losses, plot_recoveries, plot_systems
 
 __all__ = [
     "FIGURES",
     "plot_a10g",
     "plot_balance",
     "plot_breakdown",
+    "plot_choosing_f",
     "plot_controlled",
     "plot_deepseek_v3",
+    "plot_drift",
+    "plot_drift_over_time",
+    "plot_equal_losses",
     "plot_hot_expert",
     "plot_idle",
     "plot_load_ratio",
     "plot_load_skew",
+    "plot_losses_at_once",
     "plot_model_recovery",
     "plot_node_orders",
     "plot_placements",
+    "plot_racks",
+    "plot_rebalances",
+    "plot_recoveries",
     "plot_small_cases",
     "plot_spot",
+    "plot_systems",
+    "plot_time_to_loss",
     "plot_timeline",
     "plot_transferred",
 ]
 
-FIGURES: dict[str, tuple[str, Callable[[pd.DataFrame], Figure]]] = {**theory.FIGURES, **simulation.FIGURES}
+FIGURES: dict[str, tuple[str, Callable[[pd.DataFrame], Figure]]] = {
+    **theory.FIGURES,
+    **simulation.FIGURES,
+    **tradeoffs.FIGURES,
+    **training.FIGURES,
+}

@@ -104,7 +104,7 @@ def plot_small_cases(table: pd.DataFrame) -> Figure:
         axes[0].bar(places + 0.4 * turn - 0.2, 100 * shares[label == "whole"], 0.4, color=color, label=label)
     axes[0].set_xticks(places, [f"{nodes}x{slots}" for nodes, slots in shares.index], rotation=90)
     axes[0].set(xlabel="Nodes x slots", ylabel="Cases where MRO is optimal (%)")
-    axes[0].legend(title="MRO's last group is", loc="lower left", frameon=True)
+    axes[0].legend(title="MRO's last group is", loc="lower center", bbox_to_anchor=(0.5, 1), ncols=2)
     behind = table[table["mro"] < table["best"]]
     axes[1].hist(100 * (behind["best"] - behind["mro"]) / behind["sets"], bins=list(range(0, 61, 5)), color=RED)
     axes[1].set_yscale("log")
@@ -124,13 +124,13 @@ def plot_hot_expert(table: pd.DataFrame) -> Figure:
     """Recovery of one layer against failures, an expert hotter than the others (Lazarus, figure 10b)."""
     cases: Any = list(table[(table["ratio"] > 1) | (table["of"] == "mean")].groupby(["of", "ratio"], sort=True))
     cases.sort(key=lambda case: (case[0][0] == "another", case[0][1]))
-    figure, axes = subplots(1, len(cases), height_in=2.3, sharey=True)
-    for ax, ((of, ratio), rows) in zip(axes, cases, strict=True):
+    figure, axes = subplots(1, len(cases), height_in=2.3, sharey=True, squeeze=False)
+    for ax, ((of, ratio), rows) in zip(axes[0], cases, strict=True):
         _curves(ax, rows, ("MRO", "best", "spread", "EPLB", "random", "compact"))
         ax.set_title("even load" if ratio == 1 else f"{ratio:g}:1 of {'the mean' if of == 'mean' else 'another'}")
         ax.set_xlabel("Failed nodes of 10")
-    axes[0].set_ylabel("Recovery probability")
-    _legend(figure, axes[0])
+    axes[0, 0].set_ylabel("Recovery probability")
+    _legend(figure, axes[0, 0])
     return figure
 
 
@@ -148,8 +148,8 @@ def _curves(ax: Axes, rows: pd.DataFrame, systems: Sequence[str]) -> None:
 def plot_balance(table: pd.DataFrame) -> Figure:
     """Recovery after three failures against the load of the most loaded node; a panel a load."""
     cases = list(table[table["failures"] == 3].groupby("loads", sort=False))
-    figure, axes = subplots(1, len(cases), height_in=2.2, sharey=True)
-    for ax, (name, rows) in zip(axes, cases, strict=True):
+    figure, axes = subplots(1, len(cases), height_in=2.2, sharey=True, squeeze=False)
+    for ax, (name, rows) in zip(axes[0], cases, strict=True):
         for row in rows.itertuples():
             label = str(row.system)
             marker = "s" if label == "best" else "o"
@@ -168,25 +168,25 @@ def plot_balance(table: pd.DataFrame) -> Figure:
         ax.set_title(str(name))
         ax.set_xlim(left=0.98)
         ax.set_xlabel("Most loaded node\nover the mean")
-    axes[0].set_ylabel("Recovery probability\nafter 3 failures")
-    _legend(figure, axes[0])
+    axes[0, 0].set_ylabel("Recovery probability\nafter 3 failures")
+    _legend(figure, axes[0, 0])
     return figure
 
 
 def plot_model_recovery(table: pd.DataFrame) -> Figure:
     """Recovery of all layers against failed nodes (Lazarus, figure 8); a panel for each model and step."""
     cases: Any = list(table.groupby(["model", "iteration"], sort=False))
-    figure, axes = subplots(1, len(cases), height_in=2.3, sharey=True)
-    for ax, ((model, iteration), rows) in zip(axes, cases, strict=True):
+    figure, axes = subplots(1, len(cases), height_in=2.3, sharey=True, squeeze=False)
+    for ax, ((model, iteration), rows) in zip(axes[0], cases, strict=True):
         _curves(ax, rows, ("Lazarus", "spread", "compact"))
         if model == "GPT-L":
             for probability in RECOVERED_L.values():
                 paper_mark(ax, x=4, y=probability, label=None)
         ax.set_title(f"{model}, step {iteration - 1:,}")
         ax.set_xlabel("Failed nodes of 10")
-    paper_mark(axes[0], x=-1, y=-1, label="paper, at four")
-    axes[0].set(xlim=(-0.4, 10.4), ylim=(-0.04, 1.04), ylabel="Recovery probability")
-    _legend(figure, axes[0])
+    paper_mark(axes[0, 0], x=-1, y=-1, label="paper, at four")
+    axes[0, 0].set(xlim=(-0.4, 10.4), ylim=(-0.04, 1.04), ylabel="Recovery probability")
+    _legend(figure, axes[0, 0])
     return figure
 
 
@@ -211,9 +211,9 @@ def plot_node_orders(table: pd.DataFrame) -> Figure:
 def plot_transferred(table: pd.DataFrame) -> Figure:
     """Experts sent after a failure, over all failure sets, by the numbering of experts (Lazarus, table 2)."""
     cases: Any = list(table.groupby(["model", "iteration", "lost"], sort=False))
-    figure, axes = subplots(1, len(cases), height_in=2.4)
+    figure, axes = subplots(1, len(cases), height_in=2.4, squeeze=False)
     colors = {"greedy": YELLOW, "optimal": BLUE}
-    for ax, ((model, iteration, lost), rows) in zip(axes, cases, strict=True):
+    for ax, ((model, iteration, lost), rows) in zip(axes[0], cases, strict=True):
         numberings = list(dict.fromkeys(rows["numbering"]))
         for turn, (method, color) in enumerate(colors.items()):
             one = rows[rows["method"] == method]
@@ -232,8 +232,8 @@ def plot_transferred(table: pd.DataFrame) -> Figure:
         ax.set_xticks(range(len(numberings)), [name.replace(" ", "\n") for name in numberings])
         ax.set_title(f"{model}, step {iteration - 1:,},\n{lost} nodes lost")
         ax.set_ylim(bottom=0)
-    axes[0].set_ylabel("Experts sent")
-    _legend(figure, axes[0])
+    axes[0, 0].set_ylabel("Experts sent")
+    _legend(figure, axes[0, 0])
     return figure
 
 
