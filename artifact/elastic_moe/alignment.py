@@ -20,19 +20,8 @@ import numpy as np
 
 from artifact.elastic_moe.placement import Placement
 from artifact.elastic_moe.recovery import recovery
-from artifact.elastic_moe.search import (
-    COLD,
-    DOUBT,
-    EQUAL,
-    WARM,
-    Floats,
-    Integers,
-    Words,
-    _bit_count,
-    _FailureSets,
-    _Judged,
-    _Problem,
-)
+from artifact.elastic_moe.search import COLD, DOUBT, WARM, FailureSets, Judged, Problem
+from artifact.elastic_moe.search_kernels import EQUAL, Floats, Integers, Words, bit_count
 
 Order = list[int]
 """Of one layer, for each node of the model the node of the layer's placement that it becomes."""
@@ -87,7 +76,7 @@ def align(
     return _separate(found.placement, layers)
 
 
-def _first_or_better(judged: Sequence[_Judged]) -> _Judged:
+def _first_or_better(judged: Sequence[Judged]) -> Judged:
     """The first, or one that has less loss, beyond doubt where losses are estimates."""
     found = judged[0]
     for each in judged[1:]:
@@ -128,12 +117,12 @@ def _inverse(orders_LN: Sequence[Order] | Integers) -> Integers:
     return np.argsort(np.array(orders_LN, dtype=np.int64), axis=1)
 
 
-def _problem(joint: Placement, failures: int | None, failure_probability: float, seed: int) -> _Problem:
+def _problem(joint: Placement, failures: int | None, failure_probability: float, seed: int) -> Problem:
     slots = tuple(max(len(node), 1) for node in joint.nodes)
-    return _Problem(tuple(joint.replicas), slots, failures, failure_probability, seed)
+    return Problem(tuple(joint.replicas), slots, failures, failure_probability, seed)
 
 
-def _worst_layer(problem: _Problem, layers: Sequence[Placement]) -> float:
+def _worst_layer(problem: Problem, layers: Sequence[Placement]) -> float:
     """The largest loss of one layer: no orders of the layers have less together. 0 where it is not counted."""
     survived = [recovery(layer).good for layer in dict.fromkeys(layers)]
     return max(problem.loss_of(good) if good is not None else 0.0 for good in survived)
@@ -167,12 +156,12 @@ class _Search:
     first_L: Integers
     first_H: Integers
     members: Integers
-    sets: _FailureSets
+    sets: FailureSets
     moves: int
     generator: np.random.Generator
 
     @classmethod
-    def of(cls, problem: _Problem, layers: Sequence[Placement], slots: Sequence[int]) -> _Search:
+    def of(cls, problem: Problem, layers: Sequence[Placement], slots: Sequence[int]) -> _Search:
         smallest = [_smallest_sets(layer) for layer in layers]
         sets = problem.failure_sets(COUNTED_SETS if 1 << problem.num_nodes <= COUNTED_SETS else DRAWN_SETS)
         members = np.array([node for each in smallest for nodes in each for node in nodes], dtype=np.int64)
@@ -263,7 +252,7 @@ def _exchange_nodes(
             lost = lost_LW[0, w]
             for other in range(1, num_layers):
                 lost |= lost_LW[other, w]
-            after += weight_W[w] * _bit_count(lost)
+            after += weight_W[w] * bit_count(lost)
             if after > limit:
                 break
         if after > limit:

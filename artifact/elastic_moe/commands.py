@@ -122,6 +122,7 @@ def train_model(
     """Train a mixture of experts on real processes that fail and join, and say what each failure cost."""
     from artifact.elastic_moe import failures
     from artifact.elastic_moe.training import train
+    from artifact.elastic_moe.wire import address_of
 
     _not_negative(seed)
     for option, value in (("--checkpoint-interval", checkpoint_interval), ("--rebalance-interval", rebalance_interval)):
@@ -153,7 +154,7 @@ def train_model(
         joins=join or (),
         trace=None if trace is None else traces[trace](cap=nodes),
         folder=checkpoints,
-        listen=None if listen is None else _host_and_port(listen),
+        listen=None if listen is None else address_of(listen),
         progress=show,
         seed=seed,
         method=method,
@@ -232,13 +233,6 @@ def _fault(option: str, text: str) -> tuple[int, int, str]:
     if found is None:
         raise ValueError(f"{option} must be NODE@STEP or NODE@STEP:POINT, got {text!r}")
     return int(found[1]), int(found[2]), found[3] or "backward"
-
-
-def _host_and_port(text: str) -> tuple[str, int]:
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdecimal():
-        raise ValueError(f"--listen must be HOST:PORT, got {text!r}")
-    return host, int(port)
 
 
 def _not_negative(seed: int) -> None:

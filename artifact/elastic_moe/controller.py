@@ -13,7 +13,7 @@ import asyncio
 import json
 import time
 from collections.abc import Callable, Collection
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -139,14 +139,13 @@ class Controller:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """The connection of an agent or a worker, until it closes."""
-        with suppress(ConnectionError, ValueError, asyncio.IncompleteReadError):
+        with closing(writer), suppress(ConnectionError, ValueError):
             line = await reader.readline()
             hello = json.loads(line) if line else {}
             if hello.get("role") == "agent":
                 await self._serve_agent(hello, reader, writer)
             elif hello.get("role") == "worker":
                 await self._serve_worker(hello, reader, writer)
-        writer.close()
 
     async def _serve_agent(self, hello: Message, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         node = hello["node"]

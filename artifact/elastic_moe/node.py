@@ -21,9 +21,8 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from artifact.elastic_moe.wire import Connection
+from artifact.elastic_moe.wire import CONTROLLER_GONE, Connection, address_of
 
-CONTROLLER_GONE = 3
 GRACE_S = 60.0
 """What a worker gets to leave a checkpoint once the controller is gone."""
 
@@ -99,7 +98,7 @@ def serve_forks() -> None:
             if os.waitpid(child, os.WNOHANG)[0]:
                 del nodes[each]
         if command == "start":
-            address, number = _address(controller), int(node)
+            address, number = address_of(controller), int(node)
             if child := os.fork():
                 nodes[controller, node] = child
             else:
@@ -116,13 +115,6 @@ def serve_forks() -> None:
             elif time.monotonic() > until:
                 _kill_group(child)
         time.sleep(0.01)
-
-
-def _address(text: str) -> tuple[str, int]:
-    host, _, port = text.rpartition(":")
-    if not host or not port.isdecimal():
-        raise ValueError(f"a controller must be HOST:PORT, got {text!r}")
-    return host, int(port)
 
 
 def _kill_group(leader: int) -> None:
@@ -166,7 +158,7 @@ def main() -> int:
         serve_forks()
         return 0
     try:
-        address = _address(chosen.controller or "")
+        address = address_of(chosen.controller or "")
     except ValueError as error:
         parser.error(str(error))
     if chosen.worker:

@@ -20,16 +20,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
 
-import numba
 import numpy as np
-from numpy.typing import NDArray
 
 from artifact.elastic_moe.placement import METHODS, Placement, place
 from artifact.elastic_moe.recovery import recovery, upper_bound
-
-Words = NDArray[np.uint64]
-Integers = NDArray[np.int64]
-Floats = NDArray[np.float64]
+from artifact.elastic_moe.search_kernels import EQUAL, Floats, Integers, Words, branch, exchange
 
 BOUNDED_NODES = 256  # the upper bound is computed up to here
 EXHAUSTED_NODES = 8  # sets of holders are searched to the end up to here
@@ -44,7 +39,6 @@ RESTARTS = 8
 MOVES = 50_000  # of each restart at most
 EXCHANGE_WORK = 100_000_000  # words touched by the moves of all restarts at most
 WARM, COLD = 0.005, 0.0005  # growth of the loss that is accepted once in e times, at the first and the last move
-EQUAL = 1e-12  # relative difference up to which two losses are the same
 
 
 def search(
@@ -73,7 +67,7 @@ def search(
         raise ValueError(f"failure_probability must be in [0, 1], got {failure_probability}")
     if _mro_is_optimal(replicas, slots):
         return mro
-    problem = _Problem(tuple(replicas), tuple(slots), failures, failure_probability, seed)
+    problem = Problem(tuple(replicas), tuple(slots), failures, failure_probability, seed)
     judged = [problem.judged(mro, regular=True)]
     for method in METHODS:
         if method not in ("mro", "best"):
@@ -96,7 +90,7 @@ def _mro_is_optimal(replicas: Sequence[int], slots: Sequence[int]) -> bool:
 
 
 @dataclass(frozen=True)
-class _Judged:
+class Judged:
     """A placement with its loss, counted or estimated."""
 
     placement: Placement
@@ -105,7 +99,7 @@ class _Judged:
 
 
 @dataclass(frozen=True)
-class _FailureSets:
+class FailureSets:
     """Failure sets, one bit each. Unused bits: nothing fails."""
 
     failed_NW: Words
@@ -121,7 +115,7 @@ class _FailureSets:
 
 
 @dataclass(frozen=True)
-class _Problem:
+class Problem:
     """What to place where, and the objective as a loss."""
 
     replicas: tuple[int, ...]
@@ -175,13 +169,13 @@ class _Problem:
             return np.array([self.failure_probability**held for held in range(nodes + 1)])
         return np.array([math.comb(failed, held) / math.comb(nodes, held) for held in range(nodes + 1)])
 
-    def judged(self, placement: Placement, regular: bool = False) -> _Judged:
+    def judged(self, placement: Placement, regular: bool = False) -> Judged:
         """With its loss, counted where that is fast: as for `regular` sets of holders, on any number of nodes."""
         few = self.num_nodes <= COUNTED_NODES or len(set(placement.holders)) <= COUNTED_HOLDERS
         survived = recovery(placement).good if few or regular else None
         if survived is not None:
-            return _Judged(placement, self.loss_of(survived), 0.0)
-        return _Judged(placement, *self._estimate(placement))
+            return Judged(placement, self.loss_of(survived), 0.0)
+        return Judged(placement, *self._estimate(placement))
 
     def _estimate(self, placement: Placement) -> tuple[float, float]:
         """The loss and its standard error, from failure sets that each lose an expert (Karp and Luby).
@@ -212,7 +206,7 @@ class _Problem:
         error = float(part_S.std()) / math.sqrt(JUDGED_SETS)
         return float(part_S.mean()), max(error, total / JUDGED_SETS)  # at least what one more set might change
 
-    def best(self, judged: Sequence[_Judged]) -> _Judged:
+    def best(self, judged: Sequence[Judged]) -> Judged:
         """The least loss beyond doubt; of equals the first that keeps the promise, or else the first."""
         sure = [each for each in judged if each.standard_error == 0] or judged[:1]
         limit = min(each.loss for each in sure) * (1 + EQUAL)
@@ -223,7 +217,7 @@ class _Problem:
                 best = each
         return best
 
-    def failure_sets(self, at_most: int) -> _FailureSets:
+    def failure_sets(self, at_most: int) -> FailureSets:
         """All failure sets of the objective, if they are no more than `at_most`; else so many drawn by their chance.
 
         All sets but no failure and the failure of all nodes, where no placement makes a difference.
@@ -246,9 +240,9 @@ class _Problem:
             fails_SN.append(draw_SN < (self.failure_probability if self.failures is None else self.failures))
             weights += [1 / at_most] * (at_most // 64)
         bits = np.packbits(np.concatenate(fails_SN).T, axis=1, bitorder="little")
-        return _FailureSets(np.ascontiguousarray(bits).view(np.uint64), np.array(weights), complete)
+        return FailureSets(np.ascontiguousarray(bits).view(np.uint64), np.array(weights), complete)
 
-    def exhaust(self, start: _Judged) -> tuple[_Judged, bool]:
+    def exhaust(self, start: Judged) -> tuple[Judged, bool]:
         """The best placement by branch and bound from `start`, and whether it is proven to be.
 
         First among those that keep the promise, then among all for one that is better still.
@@ -273,7 +267,7 @@ class _Problem:
             loss = sets.loss(found.placement)
             better = floor == 1 or self.keeps_promise(found.placement)
             below = loss * (1 - EQUAL) if better else loss * (1 + EQUAL) + 1e-300
-            holders_E, ended = _branch(
+            holders_E, ended = branch(
                 wanted_E,
                 room_N,
                 by_size,
@@ -321,7 +315,7 @@ class _Problem:
             put(expert, max(free, key=lambda node: (expert not in nodes[node], room[node])))
         return Placement(tuple(tuple(sorted(held)) for held in nodes), len(self.replicas))
 
-    def exchange(self, starts: Sequence[_Judged]) -> list[Placement]:
+    def exchange(self, starts: Sequence[Judged]) -> list[Placement]:
         """Simulated annealing from the best of `starts`: two slots on different nodes exchange what they hold."""
         experts, sets = len(self.replicas), self.failure_sets(EXCHANGED_SETS)
         by_loss = sorted({each.placement: each.loss for each in starts}.items(), key=lambda each: each[1])[:RESTARTS]
@@ -334,7 +328,7 @@ class _Problem:
             generator = np.random.default_rng([self.seed, restart])
             nodes = by_loss[restart % len(by_loss)][0].nodes
             held = [node + (experts,) * (slot - len(node)) for node, slot in zip(nodes, self.slots, strict=True)]
-            expert_S = _exchange(
+            expert_S = exchange(
                 np.concatenate(held),
                 node_S,
                 experts,
@@ -357,229 +351,3 @@ class _Problem:
         size = self.promised - 1 if self.failures is None else self.failures
         one_set = self.chance_of[size] / math.comb(self.num_nodes, size)
         return 1e-4 * self.alone_of + 0.05 * one_set * (np.arange(self.num_nodes + 1) < self.promised)
-
-
-_ODD, _PAIR, _NIBBLE, _BYTE = (np.uint64(0x0101010101010101 * byte) for byte in (0x55, 0x33, 0x0F, 0x01))
-_1, _2, _4, _56 = (np.uint64(shift) for shift in (1, 2, 4, 56))
-_ALL = np.uint64(0xFFFFFFFFFFFFFFFF)
-
-
-@numba.njit(inline="always", cache=True)
-def _bit_count(word: np.uint64) -> np.uint64:
-    word = word - ((word >> _1) & _ODD)
-    word = (word & _PAIR) + ((word >> _2) & _PAIR)
-    return (((word + (word >> _4)) & _NIBBLE) * _BYTE) >> _56
-
-
-@numba.njit(cache=True)
-def _branch(
-    wanted_E: Integers,
-    room_N: Integers,
-    by_size: Integers,
-    size_of: Integers,
-    first_of: Integers,
-    lost_HW: Words,
-    alive_S: Integers,
-    weight_W: Floats,
-    harmless: int,
-    floor: int,
-    below: float,
-    enough: float,
-    steps: int,
-) -> tuple[Integers, bool]:
-    """Sets of holders with the least loss under `below`, by depth-first search over experts with ascending replicas.
-
-    wanted_E, room_N: ascending; an expert's set has from `floor` to wanted_E nodes, a node is in at most room_N sets
-    Nodes with equal room that are in the same sets are interchangeable: of each such run the first ones are taken.
-    Experts that can have `harmless` holders are kept for the end: equal demands fit if the room, cut at their number,
-    suffices (Gale and Ryser).
-    Returns: [E] sets as bits, 0 for `harmless` nodes, -1 if no loss is under `below`; whether the search ended
-    """
-    num_experts, num_nodes, num_words = len(wanted_E), len(room_N), len(weight_W)
-    demand = max(harmless, floor)
-    best_E = np.full(num_experts, -1)
-    chosen_E = np.zeros(num_experts, dtype=np.int64)
-    next_E = np.full(num_experts, -1)
-    alike_E = np.zeros(num_experts + 1, dtype=np.int64)  # bit i: node i is interchangeable with node i - 1
-    late_E = np.zeros(num_experts + 1, dtype=np.int64)  # experts so far that are kept for the end
-    room_EN = np.zeros((num_experts + 1, num_nodes), dtype=np.int64)
-    lost_EW = np.zeros((num_experts + 1, num_words), dtype=np.uint64)
-    for node in range(num_nodes):
-        room_EN[0, node] = room_N[node]
-        if node and room_N[node] == room_N[node - 1]:
-            alike_E[0] |= 1 << node
-    e = 0
-    while e >= 0:
-        if steps <= 0:
-            return best_E, False
-        steps -= 1
-        at, follows = next_E[e], e > 0 and wanted_E[e - 1] == wanted_E[e]
-        next_E[e] += 1
-        if at < 0:
-            limit = min(wanted_E[e], harmless - 1)
-            if follows and chosen_E[e - 1]:  # of equal experts, the one with more holders comes first
-                limit = min(limit, size_of[chosen_E[e - 1]])
-            next_E[e] = first_of[limit] if limit >= floor else len(by_size)
-            if wanted_E[e] < harmless or (follows and chosen_E[e - 1]):
-                continue
-            holders = 0
-        else:
-            if at == len(by_size) or size_of[by_size[at]] < floor:
-                e -= 1
-                continue
-            holders = by_size[at]
-            if holders & alike_E[e] & ~(holders << 1):
-                continue
-        loss = 0.0
-        for w in range(num_words):
-            lost_EW[e + 1, w] = lost_EW[e, w] | lost_HW[holders, w]
-            loss += weight_W[w] * _bit_count(lost_EW[e + 1, w])
-        if loss >= below:
-            continue
-        late_E[e + 1] = late_E[e] + (holders == 0)
-        later = num_experts - e - 1
-        room, fits = 0, True
-        for node in range(num_nodes):
-            free = room_EN[e, node] - (holders >> node & 1)
-            fits &= free >= 0
-            room += min(free, later + late_E[e + 1])
-            room_EN[e + 1, node] = free
-        if not fits or room < floor * later + demand * late_E[e + 1]:
-            continue
-        steps -= 32 * num_words  # what follows takes as long as so many attempts
-        need = later + late_E[e + 1]  # live nodes with less room than that lose one of the experts to come
-        for w in range(num_words):
-            for bit in range(64):
-                alive, one = alive_S[64 * w + bit], _1 << np.uint64(bit)
-                if alive == len(lost_HW) - 1 or lost_EW[e + 1, w] & one:
-                    continue
-                room = 0
-                for node in range(num_nodes):
-                    if alive >> node & 1:
-                        room += room_EN[e + 1, node]
-                if room < need:
-                    lost_EW[e + 1, w] |= one
-                    loss += weight_W[w]
-        if loss >= below:
-            continue
-        chosen_E[e] = holders
-        if later > 0:
-            alike_E[e + 1] = alike_E[e] & ~(holders ^ holders << 1)
-            e += 1
-            next_E[e] = -1
-        else:
-            for i in range(num_experts):  # numba takes seconds to compile the assignment of an array
-                best_E[i] = chosen_E[i]
-            below = loss * (1 - EQUAL)
-            if loss <= enough:
-                break
-    return best_E, True
-
-
-@numba.njit(cache=True)
-def _exchange(
-    expert_S: Integers,
-    node_S: Integers,
-    num_experts: int,
-    failed_WN: Words,
-    weight_W: Floats,
-    alone_of: Floats,
-    surcharge_of: Floats,
-    pairs_M2: Integers,
-    growth_M: Floats,
-) -> Integers:
-    """Let two slots exchange their contents, move by move, where the loss grows by no more than growth_M of itself.
-
-    expert_S: [S], expert in each slot, num_experts for a vacant one; node_S: [S], the slot's node
-    failed_WN, weight_W: failure sets whose weight is the loss; none, W = 0, where losses are rare: then the loss is the
-                         sum over experts e of P(e)^2 / sum over experts f of P(e and f lost), a lower bound (de Caen),
-                         tight for holders that are the same or have no node in common
-    alone_of, surcharge_of: [N + 1], by number of holders; pairs_M2: [M, 2], slots
-    Returns: [S], the contents with the least loss seen
-    """
-    num_words, num_nodes = failed_WN.shape
-    copies_EN = np.zeros((num_experts + 1, num_nodes), dtype=np.int64)
-    held_EV = np.zeros((num_experts, num_nodes // 64 + 1), dtype=np.uint64)
-    for slot in range(len(expert_S)):
-        expert, node = expert_S[slot], node_S[slot]
-        copies_EN[expert, node] += 1
-        if expert < num_experts:
-            held_EV[expert, node >> 6] |= _1 << np.uint64(node & 63)
-    lost_WE = np.zeros((num_words, num_experts), dtype=np.uint64)
-    both_EE = np.zeros((num_experts, num_experts))
-    crowd_E = np.zeros(num_experts)  # sums of the rows of both_EE
-    count_E = np.zeros(num_experts, dtype=np.int64)
-    for expert in range(num_experts):
-        count_E[expert] = _renew(expert, copies_EN, failed_WN, lost_WE, held_EV, alone_of, both_EE, crowd_E)
-    now_S, best_S = expert_S.copy(), expert_S.copy()
-    loss = best = np.inf  # the first exchange is made in any case: the start is known to the caller
-    for move in range(len(pairs_M2)):
-        one, two = pairs_M2[move, 0], pairs_M2[move, 1]
-        a, b, here, there = now_S[one], now_S[two], node_S[one], node_S[two]
-        if a == b or here == there:
-            continue
-        limit, after = loss * (1 + growth_M[move]), 0.0
-        for attempt in range(2):
-            for expert, source, target in ((a, here, there), (b, there, here)):
-                copies_EN[expert, source] -= 1
-                copies_EN[expert, target] += 1
-                if expert < num_experts:
-                    count_E[expert] = _renew(expert, copies_EN, failed_WN, lost_WE, held_EV, alone_of, both_EE, crowd_E)
-            if attempt == 1:
-                break
-            for expert in range(num_experts):
-                after += surcharge_of[count_E[expert]]
-                if num_words == 0 and crowd_E[expert] > 0:
-                    alone = alone_of[count_E[expert]]
-                    after += alone * (alone / crowd_E[expert])
-            for w in range(num_words):
-                lost = lost_WE[w, 0]
-                for expert in range(1, num_experts):
-                    lost |= lost_WE[w, expert]
-                after += weight_W[w] * _bit_count(lost)
-                if after > limit:
-                    break
-            if after <= limit:
-                break
-            here, there = there, here  # and back
-        if after <= limit:
-            now_S[one], now_S[two], loss = b, a, after
-            if loss < best:
-                best = loss
-                for slot in range(len(now_S)):
-                    best_S[slot] = now_S[slot]
-    return best_S
-
-
-@numba.njit(cache=True)
-def _renew(
-    expert: int,
-    copies_EN: Integers,
-    failed_WN: Words,
-    lost_WE: Words,
-    held_EV: Words,
-    alone_of: Floats,
-    both_EE: Floats,
-    crowd_E: Floats,
-) -> int:
-    """Put down where an expert is and when it is lost. Returns: its number of holders"""
-    num_words, count = len(lost_WE), 0
-    for v in range(held_EV.shape[1]):
-        held_EV[expert, v] = 0
-    for node in range(copies_EN.shape[1]):
-        if copies_EN[expert, node]:
-            held_EV[expert, node >> 6] |= _1 << np.uint64(node & 63)
-            for w in range(num_words):
-                lost_WE[w, expert] = failed_WN[w, node] & (lost_WE[w, expert] if count else _ALL)
-            count += 1
-    for other in range(len(crowd_E) if num_words == 0 else 0):
-        union = 0
-        for v in range(held_EV.shape[1]):
-            union += _bit_count(held_EV[expert, v] | held_EV[other, v])
-        change = alone_of[union] - both_EE[expert, other]
-        both_EE[expert, other] += change
-        crowd_E[expert] += change
-        if other != expert:
-            both_EE[other, expert] += change
-            crowd_E[other] += change
-    return count

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from artifact.elastic_moe import checkpoint
 from artifact.elastic_moe.controller import Controller, Journal, Settings
 from artifact.elastic_moe.failures import Trace
 from artifact.elastic_moe.planning import SYSTEMS
@@ -74,7 +74,8 @@ def train(
     listen:       address to wait at for nodes from elsewhere (see `node`); none is started here
     forks:        what starts the nodes; the same one for several runs saves their start
     options:      fields of `Settings`
-    Raises: ValueError for an unknown preset, system or point, and numbers out of range
+    Raises: ValueError for an unknown preset, system or point, numbers out of range, and a folder that has checkpoints
+            of another run, unless it is to be resumed
     """
     if trace is not None:
         traced = _replayed(trace, nodes, steps)
@@ -91,18 +92,36 @@ def train(
             nodes,
             steps,
             folder=folder.resolve(),
-            faults=tuple((node, step, point, kind) for node, step, point, kind in faults),
+            faults=tuple(faults),
             joins=tuple(sorted(joins)),
             **options,
         )
-        if not settings.resume and listen is None:
-            for old in folder.glob("step-*"):
-                shutil.rmtree(old)
+        if not settings.resume and (found := checkpoint.steps(folder)):
+            raise ValueError(f"a new run must have a folder without checkpoints, {folder} has those of steps {found}")
         if listen is None and forks is None:
             forks = stack.enter_context(Forks())
-        # In a thread of its own: a notebook has an event loop in this one.
-        with ThreadPoolExecutor(1) as pool:
-            return pool.submit(asyncio.run, _run(settings, listen, forks, progress)).result()
+        return _in_a_thread(_run(settings, listen, forks, progress))
+
+
+def _in_a_thread(run: Coroutine[Any, Any, Result]) -> Result:
+    """Run to the end, also where this thread has an event loop, as in a notebook. An interrupt ends the run."""
+    started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = Future()
+
+    async def noted() -> Result:
+        task = asyncio.current_task()
+        assert task is not None
+        started.set_result((asyncio.get_running_loop(), task))
+        return await run
+
+    with ThreadPoolExecutor(1) as pool:
+        ended = pool.submit(asyncio.run, noted())
+        try:
+            return ended.result()
+        except BaseException:
+            if not ended.done():
+                loop, task = started.result()
+                loop.call_soon_threadsafe(task.cancel)
+            raise
 
 
 async def _run(

@@ -17,6 +17,18 @@ BEATS = 6
 """Signs of life that a process gives within the heartbeat time."""
 
 
+CONTROLLER_GONE = 3
+"""Exit status of a process whose controller is gone."""
+
+
+def address_of(text: str) -> tuple[str, int]:
+    """HOST:PORT in two. Raises: ValueError for any other text"""
+    host, _, port = text.rpartition(":")
+    if not host or not port.isdecimal():
+        raise ValueError(f"an address must be HOST:PORT, got {text!r}")
+    return host, int(port)
+
+
 def pack(message: Message) -> bytes:
     """One line."""
     return json.dumps(message, separators=(",", ":")).encode() + b"\n"

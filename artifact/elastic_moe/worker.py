@@ -24,15 +24,13 @@ from torch import Tensor, distributed
 
 from artifact.elastic_moe import checkpoint
 from artifact.elastic_moe.collectives import Group
-from artifact.elastic_moe.migration import ExpertState
+from artifact.elastic_moe.migration import ExpertState, holdings_of
 from artifact.elastic_moe.model import AcrossRanks, batch
+from artifact.elastic_moe.placement import Placement
 from artifact.elastic_moe.presets import PRESETS
 from artifact.elastic_moe.state import State
 from artifact.elastic_moe.synchronise import Synchroniser
-from artifact.elastic_moe.wire import Connection, Message
-
-CONTROLLER_GONE = 3
-"""Exit status of a process whose controller is gone."""
+from artifact.elastic_moe.wire import CONTROLLER_GONE, Connection, Message
 
 
 class Worker:
@@ -40,7 +38,7 @@ class Worker:
 
     def __init__(self, address: tuple[str, int], node: int | None) -> None:
         torch.set_num_threads(1)
-        hello = {"type": "hello", "role": "worker", "node": node, "pid": os.getpid()}
+        hello = {"type": "hello", "role": "worker", "node": node}
         self.connection = Connection(address, hello, on_message=self._hear)
         job: Any = self.connection.welcome
         self.node, self.preset, self.job = job["node"], PRESETS[job["preset"]], job
@@ -107,9 +105,10 @@ class Worker:
 
     def _adopt(self, plan: Message) -> None:
         """Agree on the last step, form the group, bring experts here, and say so."""
-        members, placements = plan["members"], plan["placements"]  # placements: [layers][ranks], experts
+        members, experts = plan["members"], self.preset.num_experts
+        placements = [Placement(tuple(map(tuple, ranks)), experts) for ranks in plan["placements"]]
         rank = members.index(self.node)
-        wanted = {(layer, expert) for layer, ranks in enumerate(placements) for expert in ranks[rank]}
+        (wanted,) = holdings_of(placements, [rank])
         if plan["source"] != "nodes":
             self.state = State(self.preset, self.job["seed"], wanted, self.device)
             self._prepared, self._report = False, None
@@ -200,13 +199,9 @@ class Worker:
             return
         state, group = self._live()
         state.keep(self._wanted)
-        replicas_LRE = torch.zeros(self.preset.num_layers, group.size, self.preset.num_experts, dtype=torch.int64)
-        for layer, ranks in enumerate(self._placements):
-            for rank, experts in enumerate(ranks):
-                for expert in experts:
-                    replicas_LRE[layer, rank, expert] += 1
+        replicas_LRE = torch.stack([torch.from_numpy(layer.counts_NE) for layer in self._placements])
         self._dispatch = AcrossRanks(group, replicas_LRE.to(self.device), self._at)
-        self._synchroniser = Synchroniser(group, [[set(rank) for rank in ranks] for ranks in self._placements])
+        self._synchroniser = Synchroniser(group, [layer.nodes for layer in self._placements])
         first_LE = replicas_LRE.ne(0).long().argmax(1)
         self._written = [key for key in state.experts if first_LE[key] == group.rank]
         began, reason = state.applied, ""

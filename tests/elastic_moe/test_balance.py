@@ -11,6 +11,7 @@ from artifact.elastic_moe.balance import allocate_balanced
 
 def test_counts_of_eplb_under_zipf_loads():
     assert allocate_balanced([1 / rank for rank in range(1, 9)], 60) == [21, 11, 7, 6, 5, 4, 3, 3]
+    assert allocate_balanced([43.5, 43.5] + [13 / 14] * 14, 60) == [23, 23] + [1] * 14
 
 
 @settings(max_examples=200, deadline=None)

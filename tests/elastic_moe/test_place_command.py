@@ -2,34 +2,14 @@
 
 import json
 import math
-import sys
 from itertools import combinations
 
 import pytest
 
-from artifact import __main__ as command_line
-from artifact import systems
-from artifact.elastic_moe import commands
 from artifact.elastic_moe.placement import METHODS
 
 KEYS = {"replicas", "placement", "recovery_probability", "exact", "seconds", "max_load_ratio"}
 EXAMPLE = ("place", "--replicas", "2,2,3,4,5", "--nodes", 5, "--slots", 4)
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """The command line in this process: exit status, stdout, stderr."""
-    monkeypatch.setattr(systems, "modules", lambda part: iter([commands]))
-
-    def call(*arguments):
-        monkeypatch.setattr(command_line, "app", command_line.typer.Typer(no_args_is_help=True))
-        command_line.app.callback()(lambda: None)  # so that one command is still named
-        monkeypatch.setattr(sys, "argv", ["artifact", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            command_line.main()
-        return ended.value.code or 0, *capsys.readouterr()
-
-    return call
 
 
 def printed(outcome):

@@ -1,13 +1,9 @@
 """`python -m artifact simulate-moe`: what it prints, and how it refuses what cannot be simulated."""
 
 import json
-import sys
 
 import pytest
 
-from artifact import __main__ as command_line
-from artifact import systems
-from artifact.elastic_moe import commands
 from artifact.elastic_moe.failures import every
 from artifact.elastic_moe.simulator import STATES, SYSTEMS, simulate
 
@@ -18,17 +14,12 @@ EXAMPLE = {"model": "GPT-L", "system": "lazarus", "failures": "every:5min", "nod
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """The command line in this process: exit status, stdout, stderr."""
-    monkeypatch.setattr(systems, "modules", lambda part: iter([commands]))
+def run(run):
+    """`simulate-moe` with options by name."""
 
     def call(*flags, **options):
-        monkeypatch.setattr(command_line, "app", command_line.typer.Typer(no_args_is_help=True))
         given = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
-        monkeypatch.setattr(sys, "argv", ["artifact", "simulate-moe", *given, *flags])
-        with pytest.raises(SystemExit) as ended:
-            command_line.main()
-        return ended.value.code or 0, *capsys.readouterr()
+        return run("simulate-moe", *given, *flags)
 
     return call
 

@@ -93,12 +93,6 @@ def test_partitions_are_all_rising_sequences():
     assert all(sum(each) == 8 and list(each) == sorted(each) for each in found)
 
 
-def test_eplb_gives_replicas_where_they_relieve_most():
-    # The counts by which EPLB itself answers these loads.
-    assert theory._eplb_replicas([1 / rank for rank in range(1, 9)], 60) == [21, 11, 7, 6, 5, 4, 3, 3]
-    assert theory._eplb_replicas([43.5, 43.5] + [13 / 14] * 14, 60) == [23, 23] + [1] * 14
-
-
 def test_at_the_papers_size_mro_is_behind_spread_at_even_load_and_ahead_at_four_to_one(tables):
     found = tables["21_hot_expert"].query("of == 'mean'").set_index(["ratio", "system", "failures"])["probability"]
     assert found[1, "MRO", 7] == pytest.approx(84 / 120)

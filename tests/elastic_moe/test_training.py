@@ -160,18 +160,20 @@ def test_random_schedules(forks, seed):
         assert len(after) >= 2 and set(after) <= set(before) | set(range(nodes, nodes + len(joins)))
 
 
-def test_death_of_the_controller_leaves_a_checkpoint_and_no_process(tmp_path):
+@pytest.mark.parametrize("death", [signal.SIGKILL, signal.SIGINT], ids=["killed", "interrupted"])
+def test_death_of_the_controller_leaves_a_checkpoint_and_no_process(tmp_path, death):
     command = [sys.executable, "-m", "artifact", "train-moe", "--nodes", "4", "--checkpoints", str(tmp_path)]
     running = subprocess.Popen(
         [*command, "--steps", "100000", "--checkpoint-interval", "100000"],
         stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     seen = next(line for line in running.stderr if line.startswith('step {"step": 3,'))
     assert seen
     children = _descendants(running.pid)
     assert len(children) >= 9  # what forks, 4 agents, 4 workers
-    running.send_signal(signal.SIGKILL)
-    running.wait()
+    running.send_signal(death)
+    running.communicate()
     until = time.monotonic() + 30
     while any(map(_alive, children)) and time.monotonic() < until:
         time.sleep(0.1)
@@ -241,6 +243,14 @@ def _alive(pid):
         return False
     with open(f"/proc/{pid}/stat", encoding="utf-8") as stat:
         return stat.read().rpartition(")")[2].split()[0] != "Z"
+
+
+def test_checkpoints_of_another_run_are_left_alone(tmp_path):
+    (tmp_path / "step-4").mkdir()
+    (tmp_path / "step-4" / "index.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"must have a folder without checkpoints, .* has those of steps \[4\]"):
+        train(nodes=4, steps=5, folder=tmp_path, seed=0)
+    assert checkpoint.steps(tmp_path) == [4]
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ import pandas as pd
 from artifact.elastic_moe import routing
 from artifact.elastic_moe.alignment import align
 from artifact.elastic_moe.allocation import allocate
+from artifact.elastic_moe.balance import allocate_balanced
 from artifact.elastic_moe.migration import assign, holdings_of, transfers
 from artifact.elastic_moe.placement import Placement, mro_group_sizes, place
 from artifact.elastic_moe.recovery import mro_closed_form, recovery, upper_bound
@@ -146,7 +147,7 @@ def balance_and_survival(*, seeds: int) -> pd.DataFrame:
     for name, loads in _skewed().items():
         replicas = allocate(loads, NODES * SLOTS, MIN_REPLICAS)
         methods = _methods(replicas, loads, seeds, at_each=False)
-        methods["EPLB"] = [place("eplb", _eplb_replicas(loads, NODES * SLOTS), [SLOTS] * NODES, loads=loads)]
+        methods["EPLB"] = [place("eplb", allocate_balanced(loads, NODES * SLOTS), [SLOTS] * NODES, loads=loads)]
         for system, placed in methods.items():
             rows += [{"loads": name, "system": system} | each for each in _by_failures(placed, loads)]
     return pd.DataFrame(rows)
@@ -339,15 +340,6 @@ def _skewed() -> dict[str, list[float]]:
     """Loads by Zipf's law, and 87 % on two of sixteen experts (Lazarus, figure 2)."""
     zipf = {f"Zipf, {experts} experts": [1 / rank for rank in range(1, experts + 1)] for experts in (8, 12, 16)}
     return {**zipf, "87 % on two of 16": [43.5, 43.5] + [13 / 14] * 14}
-
-
-def _eplb_replicas(loads: Sequence[float], num_slots: int) -> list[int]:
-    """One each, then one by one to the expert with most load a replica: how EPLB replicates."""
-    replicas = [1] * len(loads)
-    for _ in range(num_slots - len(loads)):
-        hottest = max(range(len(loads)), key=lambda expert: (loads[expert] / replicas[expert], -expert))
-        replicas[hottest] += 1
-    return replicas
 
 
 def _loads(model: str, iteration: int) -> LoadTrace:

@@ -121,13 +121,16 @@ def choosing_f(
     for model, num_nodes, slots in clusters:
         loads = loads_of(model)
         loads_LE = loads.counts_ILE[0].tolist()
+        losses: dict[tuple[Placement, ...], NDArray[np.float64]] = {}  # systems often place alike
         for floor in min_replicas:
             if floor * len(loads_LE[0]) > num_nodes * slots:
                 continue
             for system in systems:
-                layers = [_placed(system, load, num_nodes, slots, floor) for load in loads_LE]
+                layers = tuple(_placed(system, load, num_nodes, slots, floor) for load in loads_LE)
                 ratio = np.mean([layer.max_load_ratio(load) for layer, load in zip(layers, loads_LE, strict=True)])
-                loss_K = _loss_by_failures(align(layers, failure_probability=0.01))
+                if layers not in losses:
+                    losses[layers] = _loss_by_failures(align(layers, failure_probability=0.01))
+                loss_K = losses[layers]
                 for process, rate, per_hour, chance_K in _processes(num_nodes, rates_per_hour, window_s):
                     loss = math.fsum(chance_K * loss_K)
                     row = {"loads": loads.name, "model": model, "nodes": num_nodes, "slots": slots, "system": system}

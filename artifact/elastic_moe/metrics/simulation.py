@@ -2,28 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
 
-NAN = float("nan")
-Metric = Callable[[pd.DataFrame], float]
-
-
-def _rows(table: pd.DataFrame, **where: Any) -> pd.DataFrame:
-    """The rows of these values; generated stand-ins for a trace do not count as the trace."""
-    for column in ("loads", "trace"):
-        if column in table:
-            table = table[~table[column].str.startswith("synthetic-")]
-    for column, value in where.items():
-        table = table[table[column] == value]
-    return table
+from artifact.elastic_moe.metrics.rows import NAN, Metric, rows_of
 
 
 def _gain(over: str, value: str = "samples", **where: Any) -> Metric:
     def gain(table: pd.DataFrame) -> float:
-        means = _rows(table, **where).groupby("system")[value].mean()
+        means = rows_of(table, **where).groupby("system")[value].mean()
         if not {"Lazarus", over} <= set(means.index) or not means[over]:
             return NAN
         return float(means["Lazarus"] / means[over])
@@ -35,7 +23,7 @@ def _share(system: str, states: tuple[str, ...], **where: Any) -> Metric:
     """Share, in %, of the time in some states."""
 
     def share(table: pd.DataFrame) -> float:
-        rows = _rows(table, system=system, **where)
+        rows = rows_of(table, system=system, **where)
         spent = rows.filter(regex="ing_s$|stalled_s$").sum()
         return float(100 * spent[[f"{state}_s" for state in states]].sum() / spent.sum()) if len(rows) else NAN
 
@@ -44,7 +32,7 @@ def _share(system: str, states: tuple[str, ...], **where: Any) -> Metric:
 
 def _mean(value: str, **where: Any) -> Metric:
     def mean(table: pd.DataFrame) -> float:
-        return float(_rows(table, **where)[value].mean())
+        return float(rows_of(table, **where)[value].mean())
 
     return mean
 

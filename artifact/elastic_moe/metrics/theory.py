@@ -2,32 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import pandas as pd
 
-NAN = float("nan")
-Metric = Callable[[pd.DataFrame], float]
+from artifact.elastic_moe.metrics.rows import NAN, Metric, rows_of
+
 FIGURE_4_SURVIVORS = {"1,2", "1,3", "1,4", "2,4", "2,5"}
 MIB = 2**20
-
-
-def _rows(table: pd.DataFrame, **where: Any) -> pd.DataFrame:
-    """The rows of these values; generated stand-ins for a trace do not count as the trace."""
-    for column in ("loads", "trace"):
-        if column in table:
-            table = table[~table[column].str.startswith("synthetic-")]
-    for column, value in where.items():
-        table = table[table[column] == value]
-    return table
 
 
 def _value(column: str, **where: Any) -> Metric:
     """The one value of the rows of these values."""
 
     def value(table: pd.DataFrame) -> float:
-        values = _rows(table, **where)[column].unique()
+        values = rows_of(table, **where)[column].unique()
         return float(values[0]) if len(values) == 1 else NAN
 
     return value
@@ -38,7 +27,7 @@ def _value(column: str, **where: Any) -> Metric:
 
 def hottest_two_pct(table: pd.DataFrame) -> float:
     """Largest share of a layer's tokens on two experts, in %, from the first replicas by load (step 201) on."""
-    return float(_rows(table, trace="smartmoe").query("iteration >= 201")["hottest_two_pct"].max())
+    return float(rows_of(table, trace="smartmoe").query("iteration >= 201")["hottest_two_pct"].max())
 
 
 fig4_plan_a, fig4_plan_b = (_value("good", case="figure 4", plan=plan) for plan in "AB")
@@ -46,7 +35,7 @@ fig4_plan_a, fig4_plan_b = (_value("good", case="figure 4", plan=plan) for plan 
 
 def fig4_survivors(table: pd.DataFrame) -> float:
     """How many of plan A's published survivors survive here, less those that do but are not published."""
-    found = set(str(_rows(table, case="figure 4", plan="A")["survivors"].iloc[0]).split())
+    found = set(str(rows_of(table, case="figure 4", plan="A")["survivors"].iloc[0]).split())
     return float(len(found & FIGURE_4_SURVIVORS) - len(found - FIGURE_4_SURVIVORS))
 
 
@@ -61,7 +50,7 @@ def fig5_apart_failed(table: pd.DataFrame) -> float:
 
 
 def _lost(table: pd.DataFrame, plan: str) -> float:
-    row = _rows(table, case="figure 5", plan=plan).iloc[0]
+    row = rows_of(table, case="figure 5", plan=plan).iloc[0]
     return float(row["sets"] - row["good"])
 
 
@@ -140,7 +129,7 @@ def placement_ms_1024_gpus(table: pd.DataFrame) -> float:
 
 
 def _slowest_ms(table: pd.DataFrame, nodes: int) -> float:
-    return float(_rows(table, nodes=nodes, system="MRO")["ms"].max())
+    return float(rows_of(table, nodes=nodes, system="MRO")["ms"].max())
 
 
 # Whole models (figure 8, table 2)
@@ -150,7 +139,7 @@ def _recovered_pct(system: str, failures: int) -> Metric:
     """Of GPT-L at step 200."""
 
     def recovered(table: pd.DataFrame) -> float:
-        rows = _rows(table, model="GPT-L", iteration=201, system=system, failures=failures)
+        rows = rows_of(table, model="GPT-L", iteration=201, system=system, failures=failures)
         return float(100 * rows["probability"].mean())
 
     return recovered
@@ -162,7 +151,7 @@ recovered_l_spread_4, recovered_l_spread_5 = (_recovered_pct("spread", failures)
 
 def recovery_order_pct(table: pd.DataFrame) -> float:
     """Cases in which Lazarus recovers at least as often as spread and spread as compact, in %."""
-    rows = _rows(table)
+    rows = rows_of(table)
     if rows.empty:
         return NAN
     cases = rows.pivot(index=["model", "iteration", "failures"], columns="system", values="probability")
@@ -182,7 +171,7 @@ def aligned_share_pct(table: pd.DataFrame) -> float:
 
 
 def _at_four(table: pd.DataFrame) -> dict[str, float]:
-    rows = _rows(table, model="GPT-L", iteration=201, system="MRO", failures=4)
+    rows = rows_of(table, model="GPT-L", iteration=201, system="MRO", failures=4)
     orders = ("independent", "aligned", "worst layer")
     return {each: float(rows[rows["orders"] == each]["probability"].mean()) for each in orders}
 
@@ -192,7 +181,7 @@ def _transferred(model: str, iteration: int) -> Metric:
 
     def transferred(table: pd.DataFrame) -> float:
         where = {"model": model, "iteration": iteration, "numbering": "as recorded", "method": "greedy"}
-        return float(_rows(table, **where)["experts"].median())
+        return float(rows_of(table, **where)["experts"].median())
 
     return transferred
 

@@ -2,25 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import pandas as pd
 
-NAN = float("nan")
-
-
-def _rows(table: pd.DataFrame, **where: Any) -> pd.DataFrame:
-    for column in ("loads", "trace"):
-        if column in table:
-            table = table[~table[column].str.startswith("synthetic-")]
-    for column, value in where.items():
-        table = table[table[column] == value]
-    return table
+from artifact.elastic_moe.metrics.rows import NAN, rows_of
 
 
 def _rack_recovery(table: pd.DataFrame, racks: str, failed: int) -> float:
     where = {"model": "GPT-L", "layers": 1, "system": "MRO", "racks": racks, "failed_racks": failed}
-    return float(_rows(table, **where)["recovery"].mean())
+    return float(rows_of(table, **where)["recovery"].mean())
 
 
 def one_rack_adjacent(table: pd.DataFrame) -> float:
@@ -42,14 +31,14 @@ def two_racks_strided(table: pd.DataFrame) -> float:
 
 def several_at_once_pct(table: pd.DataFrame) -> float:
     """Failure instants of InfiniteHBD that lose several servers, in %."""
-    rows = _rows(table, trace="infinitehbd")
+    rows = rows_of(table, trace="infinitehbd")
     total = rows["instants"].sum()
     return float(100 * rows[rows["nodes_lost"] > 1]["instants"].sum() / total) if total else NAN
 
 
 def one_failure_with_f(table: pd.DataFrame, system: str = "Lazarus") -> float:
     """Recovery after one failure with at least two replicas of every expert, the least of all models and f."""
-    rows = _rows(table, system=system)
+    rows = rows_of(table, system=system)
     return float(rows[rows["min_replicas"] >= 2]["survives_one"].min())
 
 
@@ -58,7 +47,7 @@ def one_failure_with_f_best(table: pd.DataFrame) -> float:
 
 
 def _stale_over_own(table: pd.DataFrame, interval: float) -> float:
-    rows = _rows(table, name="SmartMoE", system="Lazarus", interval=interval)
+    rows = rows_of(table, name="SmartMoE", system="Lazarus", interval=interval)
     return float((rows["max_load_ratio"] / rows["own_ratio"]).mean())
 
 
@@ -73,7 +62,7 @@ def stale_never(table: pd.DataFrame) -> float:
 
 
 def _moved(table: pd.DataFrame, name: str, interval: float, system: str, mapping: str) -> pd.DataFrame:
-    return _rows(table, name=name, interval=interval, system=system, mapping=mapping)
+    return rows_of(table, name=name, interval=interval, system=system, mapping=mapping)
 
 
 def eplb_moves_over_lazarus(table: pd.DataFrame) -> float:

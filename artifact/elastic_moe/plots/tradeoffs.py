@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
+from matplotlib.ticker import MaxNLocator, NullFormatter
 
 from artifact.figures import BLACK, CYCLE, GREY, SYSTEM_COLORS, subplots
 
@@ -30,16 +30,18 @@ def plot_racks(table: pd.DataFrame) -> Figure:
     rows = table[table["layers"] > 1]
     clusters = list(dict.fromkeys(zip(rows["model"], rows["nodes"], strict=True)))
     figure, axes = subplots(1, 2 * len(clusters), height_in=2.2, sharey=True, squeeze=False)
-    for turn, (model, nodes) in enumerate(clusters):
+    for number, (model, nodes) in enumerate(clusters):
         here = rows[(rows["model"] == model) & (rows["nodes"] == nodes)]
-        for ax, racks in zip(axes[0, 2 * turn : 2 * turn + 2], ("adjacent", "strided"), strict=True):
-            for system, each in here[here["racks"] == racks].groupby("system", sort=False):
+        for ax, racks in zip(axes[0, 2 * number : 2 * number + 2], ("adjacent", "strided"), strict=True):
+            for turn, (system, each) in enumerate(here[here["racks"] == racks].groupby("system", sort=False)):
                 mean = each.groupby("failed_racks")[["recovery", "scattered"]].mean()
-                ax.plot(mean.index, mean["recovery"], marker="o", label=system, color=_color(system))
+                ax.plot(
+                    mean.index, mean["recovery"], marker="o", label=system, color=_color(system), zorder=3 - turn / 10
+                )
                 if system == "MRO":
                     label = "MRO, as many nodes anywhere"
                     ax.plot(mean.index, mean["scattered"], color=BLACK, linestyle=":", linewidth=0.9, label=label)
-            ax.set_title(f"{model}, {here['failed_racks'].max()} racks\n{racks} nodes")
+            ax.set_title(f"{model}\n{here['failed_racks'].max()} racks, {racks}")
             ax.set_xlabel("Racks that fail")
     axes[0, 0].set_ylabel("Recovery probability")
     _legend(figure, axes[0, 0])
@@ -58,6 +60,7 @@ def plot_losses_at_once(table: pd.DataFrame) -> Figure:
         ax.plot(expected["nodes_lost"], expected["independent"], color=CYCLE[1], label="if independent", **mark)
         ax.set_yscale("log")
         ax.set_ylim(0.05, 1000)
+        ax.xaxis.set_major_locator(MaxNLocator(integer=True))
         ax.set_title(label)
         ax.set_xlabel("Nodes lost in one minute")
     axes[0].set_ylabel("Minutes of the trace")

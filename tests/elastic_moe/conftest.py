@@ -1,0 +1,24 @@
+"""What the tests of commands share."""
+
+import sys
+
+import pytest
+
+from artifact import __main__ as command_line
+from artifact import systems
+from artifact.elastic_moe import commands
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """The command line in this process: exit status, stdout, stderr."""
+    monkeypatch.setattr(systems, "modules", lambda part: iter([commands]))
+
+    def call(*arguments):
+        monkeypatch.setattr(command_line, "app", command_line.typer.Typer(no_args_is_help=True))
+        monkeypatch.setattr(sys, "argv", ["artifact", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            command_line.main()
+        return ended.value.code or 0, *capsys.readouterr()
+
+    return call
