@@ -314,9 +314,13 @@ class Controller:
                 member.tell(type="end")
 
     async def closed(self) -> None:
-        """Wait a while until the nodes, which have been told to, have ended."""
-        with suppress(TimeoutError):
+        """Wait a while until the nodes, which have been told to, have ended; one that cannot be reached is left."""
+        try:
             await asyncio.wait_for(self._until(lambda: not self._agents), 10)
+        except TimeoutError:
+            for unreached in self._agents.values():
+                unreached.transport.abort()
+            await self._until(lambda: not self._agents)
 
     async def _watch(self) -> None:
         """Look for members that have fallen silent."""

@@ -1,12 +1,24 @@
-"""What the tests of commands share."""
+"""What the tests of commands and of real processes share."""
 
 import sys
+from pathlib import Path
 
 import pytest
 
 from artifact import __main__ as command_line
 from artifact import systems
 from artifact.elastic_moe import commands
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+
+@pytest.fixture(scope="module")
+def forks():
+    """What starts nodes, once for all runs of a module."""
+    from artifact.elastic_moe.training import Forks
+
+    with Forks() as started:
+        yield started
 
 
 @pytest.fixture

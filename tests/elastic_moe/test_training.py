@@ -1,53 +1,13 @@
 """Real processes: killed, stopped and joining in every phase of a step, they train as one process would."""
 
-import itertools
-import json
-import os
-import random
-import signal
-import socket
-import subprocess
-import sys
-import time
-from functools import cache
-
 import pytest
-import torch
+from training_runs import TINY, alone, checked
 
 from artifact.elastic_moe import checkpoint
 from artifact.elastic_moe.failures import Event, Trace
-from artifact.elastic_moe.presets import PRESETS
-from artifact.elastic_moe.state import losses_in_one_process
-from artifact.elastic_moe.training import Forks, train
-
-TINY = PRESETS["tiny"]
-LONGEST = 24
+from artifact.elastic_moe.training import train
 
 pytestmark = pytest.mark.slow
-
-
-@pytest.fixture(scope="module")
-def forks():
-    with Forks() as started:
-        yield started
-
-
-@cache
-def alone():
-    """Losses of one process that holds everything."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        return losses_in_one_process(TINY, 0, LONGEST)
-    finally:
-        torch.set_num_threads(threads)
-
-
-def checked(result, steps):
-    assert result.ended == "finished"
-    assert result.losses == pytest.approx(alone()[:steps], rel=1e-4)
-    assert len(result.members) == steps
-    return result
 
 
 def test_killed_in_every_phase_of_a_step(forks):
@@ -139,110 +99,6 @@ def test_too_few_nodes_end_training_and_say_so(forks):
     result = train(nodes=2, steps=6, kills=[(1, 3, "backward")], forks=forks, seed=0)
     assert "got 1 nodes with 4 slots" in result.ended
     assert result.losses == pytest.approx(alone()[:3], rel=1e-4)
-
-
-@pytest.mark.parametrize("seed", range(20))
-def test_random_schedules(forks, seed):
-    """None hangs, and no finished step is lost where each expert has a holder left."""
-    chosen = random.Random(seed)
-    nodes = chosen.choice([4, 6, 8])
-    points = ("forward", "backward", "allreduce", "vote", "apply", "migration")
-    victims = chosen.sample(range(nodes), chosen.randint(1, nodes - 3))
-    kills = [(node, chosen.randrange(1, 9), chosen.choice(points)) for node in victims]
-    joins = [chosen.randrange(1, 9)] if chosen.random() < 0.4 else []
-    result = checked(
-        train(nodes=nodes, steps=10, kills=kills, joins=joins, checkpoint_interval=3, forks=forks, seed=0), 10
-    )
-    unrecoverable = [event for event in result.events if event["event"] == "unrecoverable"]
-    assert result.restarts == len(unrecoverable)
-    assert result.lost_steps == 0 or unrecoverable
-    for before, after in itertools.pairwise(result.members):
-        assert len(after) >= 2 and set(after) <= set(before) | set(range(nodes, nodes + len(joins)))
-
-
-@pytest.mark.parametrize("death", [signal.SIGKILL, signal.SIGINT], ids=["killed", "interrupted"])
-def test_death_of_the_controller_leaves_a_checkpoint_and_no_process(tmp_path, death):
-    command = [sys.executable, "-m", "artifact", "train-moe", "--nodes", "4", "--checkpoints", str(tmp_path)]
-    running = subprocess.Popen(
-        [*command, "--steps", "100000", "--checkpoint-interval", "100000"],
-        stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
-    seen = next(line for line in running.stderr if line.startswith('step {"step": 3,'))
-    assert seen
-    children = _descendants(running.pid)
-    assert len(children) >= 9  # what forks, 4 agents, 4 workers
-    running.send_signal(death)
-    running.communicate()
-    until = time.monotonic() + 30
-    while any(map(_alive, children)) and time.monotonic() < until:
-        time.sleep(0.1)
-    assert not any(map(_alive, children))
-    (step,) = checkpoint.steps(tmp_path)
-    assert step >= 4
-    # And training goes on from there.
-    out = subprocess.run(
-        [*command, "--steps", str(step + 2), "--resume", "--json"], capture_output=True, text=True, check=True
-    ).stdout
-    result = json.loads(out)
-    assert result["ended"] == "finished"
-    assert result["losses"] == pytest.approx(losses_in_one_process(TINY, 0, step + 2)[step:], rel=1e-4)
-
-
-def test_nodes_that_torchrun_starts(tmp_path):
-    """A worker that dies is replaced by its agent; torchrun sees nothing of it."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        address = f"127.0.0.1:{free.getsockname()[1]}"
-    command = [sys.executable, "-m", "artifact", "train-moe", "--nodes", "4", "--steps", str(LONGEST), "--json"]
-    with (tmp_path / "out").open("w") as out:
-        controller = subprocess.Popen([*command, "--listen", address], stdout=out, stderr=subprocess.PIPE, text=True)
-    torchrun = subprocess.Popen(
-        [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4"]
-        + ["-m", "artifact.elastic_moe.node", "--controller", address],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
-    try:
-        next(line for line in controller.stderr if line.startswith('step {"step": 3,'))
-        workers = [pid for pid in _descendants(torchrun.pid) if b"--worker" in _command(pid)]
-        assert len(workers) == 4
-        os.kill(workers[1], signal.SIGKILL)
-        controller.communicate()
-        assert controller.returncode == 0
-        result = json.loads((tmp_path / "out").read_text())
-        assert result["losses"] == pytest.approx(alone(), rel=1e-4)
-        assert len(result["failures"]) == 1 and result["restarts"] == 0
-        assert torchrun.wait(timeout=60) == 0
-    finally:
-        controller.kill()
-        torchrun.terminate()
-        torchrun.wait()
-
-
-def _command(pid):
-    try:
-        with open(f"/proc/{pid}/cmdline", "rb") as line:
-            return line.read()
-    except FileNotFoundError:
-        return b""
-
-
-def _descendants(pid):
-    found, left = [], [pid]
-    while left:
-        parent = left.pop()
-        children = subprocess.run(["ps", "-o", "pid=", "--ppid", str(parent)], capture_output=True, text=True).stdout
-        found += map(int, children.split())
-        left += map(int, children.split())
-    return found
-
-
-def _alive(pid):
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    with open(f"/proc/{pid}/stat", encoding="utf-8") as stat:
-        return stat.read().rpartition(")")[2].split()[0] != "Z"
 
 
 def test_checkpoints_of_another_run_are_left_alone(tmp_path):
