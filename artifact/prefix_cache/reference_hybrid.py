@@ -4,7 +4,8 @@ What a prefix leaves behind is one open value for each layer: keys and values th
 convolution window and an SSM state that do not (Marconi, section 2). `forward` takes them, never changes them, and
 returns those after its tokens and at any prefix asked for: the checkpoints of Marconi's admission (section 4.1).
 
-Simplifications: weights are random, no biases but the convolution's and that of dt, no dropout, one kind of MLP.
+Simplifications: weights are random, of a size at which a lost state shows in the logits; no bias but the
+convolution's and that of dt, no dropout, one kind of MLP. On a CPU and a GPU alike; see `ssd` for what scans.
 
 Shape legend: B = sequences, L = tokens of a call, M = model dimension, V = vocabulary, Q = query heads,
 K = key and value heads, S = tokens so far with those of the call, D = attention head dimension, H = SSM heads,
@@ -50,8 +51,9 @@ class HybridConfig:
             if layer not in ("attention", "recurrent"):
                 raise ValueError(f"layers must be attention or recurrent, got {layer!r}")
         for name, other in (("num_heads", "num_kv_heads"), ("inner_dim", "ssm_head_dim"), ("ssm_heads", "num_groups")):
-            if getattr(self, name) % getattr(self, other):
-                raise ValueError(f"{name} must be a multiple of {other}, got {getattr(self, name)}")
+            whole, part = getattr(self, name), getattr(self, other)
+            if whole % part:
+                raise ValueError(f"{name} must be a multiple of {other}, got {whole} and {part}")
         if self.head_dim % 2:
             raise ValueError(f"head_dim must be even, got {self.head_dim}")
 
@@ -174,7 +176,7 @@ class Mamba2(nn.Module):
         self.config = config
         inner, heads = config.inner_dim, config.ssm_heads
         self.into = nn.Linear(config.dim, inner + config.conv_dim + heads, bias=False)
-        self.conv_weight_WT = nn.Parameter((2 * torch.rand(config.conv_dim, config.conv_kernel) - 1) / 2)
+        self.conv_weight_WT = nn.Parameter(torch.randn(config.conv_dim, config.conv_kernel))
         self.conv_bias_W = nn.Parameter(torch.zeros(config.conv_dim))
         dt_H = torch.exp(torch.empty(heads).uniform_(-6.9, -2.3))  # 0.001 to 0.1
         self.dt_bias_H = nn.Parameter(dt_H + torch.log(-torch.expm1(-dt_H)))  # softplus gives dt again
