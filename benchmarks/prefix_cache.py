@@ -4,6 +4,7 @@
 2. The 36 configurations with tuning.
 3. Cost of a request against the number of nodes, with an eviction for nearly every request.
 4. Memory of the index for each cached token.
+5. The chunked scan of a Mamba-2 layer against its recurrence, one token at a time.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "prefix_cache"))
 
@@ -27,6 +29,7 @@ from artifact.prefix_cache.fidelity import ARTIFACT, CORRECTED
 from artifact.prefix_cache.generators import scaling
 from artifact.prefix_cache.replay import GB, MARCONI, SGLANG, VLLM, operations
 from artifact.prefix_cache.spec import MARCONI_7B
+from artifact.prefix_cache.ssd import implementation, ssd, ssd_step
 
 REPEATS = 5
 
@@ -98,6 +101,39 @@ def memory() -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["trace", "capacity_gb", "cached_tokens", "index_bytes_per_token"])
 
 
+def scan_speed(length: int = 2048) -> pd.DataFrame:
+    """A layer's scan (24 heads of 64, state of 128) by size of chunk, over `length` steps of its recurrence."""
+    device = "cuda" if implementation().name == "mamba-ssm" else "cpu"
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((1, length, 24, 64), (1, length, 1, 128), (1, length, 1, 128))
+    x, B, C = (torch.randn(shape, generator=generator).to(device) for shape in shapes)
+    dt = 0.1 * torch.rand(1, length, 24, generator=generator).to(device)
+    A = -1 - 15 * torch.rand(24, generator=generator).to(device)
+
+    def steps() -> None:
+        state = torch.zeros(1, 24, 64, 128, device=device)
+        for t in range(length):
+            _, state = ssd_step(state, x[:, t], dt[:, t], A, B[:, t], C[:, t])
+
+    def seconds(function) -> float:
+        times = []
+        for _ in range(REPEATS):
+            began = time.perf_counter()
+            function()
+            if device == "cuda":
+                torch.cuda.synchronize()
+            times.append(time.perf_counter() - began)
+        return min(times)
+
+    recurrence = seconds(steps)
+    rows = []
+    for chunk_size in (32, 64, 128, 256):
+        scan = seconds(lambda chunk_size=chunk_size: ssd(x, dt, A, B, C, chunk_size=chunk_size))
+        rows.append((implementation(device).name, length, chunk_size, length / scan, recurrence / scan))
+    columns = ["implementation", "tokens", "chunk_size", "tokens_per_s", "times_recurrence"]
+    return pd.DataFrame(rows, columns=columns)
+
+
 if __name__ == "__main__":
     quick = "--quick" in sys.argv
     for eviction in (Lru(), FlopAware(1.0)):  # compile, or load what was compiled before
@@ -107,6 +143,7 @@ if __name__ == "__main__":
         ("Replay of ShareGPT at 3 GB", replay_speed()),
         ("Cost of a request against the size of the tree", growth([10**3, 10**4, 10**5] + [10**6] * (not quick))),
         ("Memory of the index", memory()),
+        ("Chunked scan against the recurrence", scan_speed()),
     ):
         print(f"\n{title}\n{table.round(2).to_string(index=False)}")
     print(f"\n36 configurations with tuning, three systems: {sweep_time():.1f} s")
