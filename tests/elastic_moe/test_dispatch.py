@@ -244,20 +244,27 @@ def test_what_cannot_be_sent_is_refused_by_name(call, message):
         call()
 
 
-def test_tensors_and_arrays_of_numpy_give_the_same(monkeypatch):
-    # What runs on a device is tensors throughout; here they are on the CPU.
+def test_the_compiled_plan_equals_that_of_torch(monkeypatch):
+    # What runs on a device is torch throughout; here it is on the CPU.
     rng = np.random.default_rng(4)
-    tokens_SE, replicas_RE = random_columns(rng, 8, 64)
-    expert_T = choices(rng, tokens_SE)[5]
-    expected = plan(expert_T, replicas_RE, tokens_SE, 5), split(tokens_SE, replicas_RE)
-    monkeypatch.setattr(dispatch, "_arrays", lambda *tensors: tensors)
-    found = plan(expert_T, replicas_RE, tokens_SE, 5), split(tokens_SE, replicas_RE)
-    assert torch.equal(found[1], expected[1])
-    for field in vars(expected[0]):
-        one, other = (torch.as_tensor(getattr(each[0], field)) for each in (found, expected))
-        assert torch.equal(one, other), field
-    with pytest.raises(ValueError, match=r"must have a replica, got none of \[0, 2\]"):
-        split(torch.tensor([[1, 0, 2]]), torch.tensor([[0, 0, 0]]))
+    for num_ranks, num_experts in [(8, 64), (1, 3), (5, 1)] + [(4, 8)] * 200:
+        tokens_SE, replicas_RE = random_columns(rng, num_ranks, num_experts)
+        rank = int(rng.integers(num_ranks))
+        expert_T = choices(rng, tokens_SE)[rank]
+        found = plan(expert_T, replicas_RE, tokens_SE, rank)
+        with monkeypatch.context() as patched:
+            patched.setattr(dispatch, "_planned_by_kernel", dispatch._planned_by_torch)
+            expected = plan(expert_T, replicas_RE, tokens_SE, rank)
+        for field in vars(expected):
+            one, other = (torch.as_tensor(getattr(each, field)) for each in (found, expected))
+            assert torch.equal(one, other), field
+
+
+@pytest.mark.parametrize("wrong", [0, 2, -1, 9])
+def test_choices_that_are_not_those_counted_are_refused(wrong):
+    tokens_SE, replicas_RE = torch.tensor([[2, 1, 0]]), torch.tensor([[1, 1, 1]])
+    with pytest.raises(ValueError, match=r"choices of tokens_SE\[0\], got others of the same number"):
+        plan(torch.tensor([0, wrong, wrong]), replicas_RE, tokens_SE, 0)
 
 
 @pytest.mark.gpu
