@@ -2,6 +2,10 @@
 
 Lazarus replicates by load and uses every node. DS stands for expert parallelism in groups of nodes that together hold
 each expert once; it uses whole groups only.
+
+All layers have one order of nodes, and a member becomes the same node of the plan in each. With MRO that is as good as
+can be: the layers' groups lie on the same nodes, and together they survive what the worst of them does, so that
+`alignment.align`, which is for other placements, would find nothing better.
 """
 
 from __future__ import annotations

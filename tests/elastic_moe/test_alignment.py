@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 
 from artifact.elastic_moe.alignment import align
 from artifact.elastic_moe.placement import Placement, place
+from artifact.elastic_moe.planning import next_generation
+from artifact.elastic_moe.presets import PRESETS
 from artifact.elastic_moe.recovery import recovery, survival
 
 
@@ -125,3 +127,15 @@ def test_wrong_arguments_are_refused():
         align(layers, failures=3)
     with pytest.raises(ValueError, match=r"failure_probability must be in \[0, 1\], got 2"):
         align(layers, failure_probability=2)
+
+
+@pytest.mark.parametrize(("preset", "nodes"), [("tiny", 4), ("tiny", 8), ("small", 6), ("GPT-S", 10), ("GPT-L", 10)])
+def test_the_layers_of_a_trained_model_survive_together_what_the_worst_does_alone(preset, nodes):
+    chosen, rng = PRESETS[preset], np.random.default_rng(0)
+    for _ in range(3):
+        loads = rng.dirichlet(np.full(chosen.num_experts, 0.6), chosen.num_layers) * 10_000
+        held = {node: {(layer, 0) for layer in range(chosen.num_layers)} for node in range(nodes)}
+        layers = next_generation("lazarus", chosen, held, loads.astype(int).tolist(), restored=True).placements
+        together = recovery(layers).good
+        assert together is not None
+        assert list(together) == [min(counts) for counts in zip(*(recovery(x).good for x in layers), strict=True)]
