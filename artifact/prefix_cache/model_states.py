@@ -6,6 +6,7 @@ Shape legend: L = tokens, H = KV heads, D = width of a head, V = vocabulary
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,10 +22,13 @@ from transformers.cache_utils import (
     LinearAttentionLayer,
 )
 
-DIRECT, POSITION_IDS, TOKEN_BY_TOKEN = "direct", "position_ids", "token by token"
+from artifact.prefix_cache.carried_scan import carried, has_selective_scan
+
+DIRECT, POSITION_IDS, CARRIED, TOKEN_BY_TOKEN = "direct", "position_ids", "carried state", "token by token"
 WAYS = {
     DIRECT: "in one call",
     POSITION_IDS: "in one call with explicit position_ids",
+    CARRIED: "in one call with the state carried past the scan",
     TOKEN_BY_TOKEN: "one token a call",
 }
 _KINDS = (DummyLayer, DynamicLayer, LinearAttentionLayer, LinearAttentionAndFullAttentionLayer)
@@ -95,7 +99,7 @@ class ModelStates:
     """
 
     resume: str
-    """`direct`, `position_ids` or `token by token`."""
+    """`direct`, `position_ids`, `carried state` or `token by token`."""
     resume_reason: str
     """What the probe measured, in words."""
     differences: dict[str, float]
@@ -138,6 +142,8 @@ class ModelStates:
     def _run(
         self, running: Running, tokens_L: Tensor | np.ndarray | Sequence[int], way: str, all_logits: bool
     ) -> Tensor:
+        if isinstance(tokens_L, np.ndarray):
+            tokens_L = tokens_L.astype(np.int64)  # a copy: torch warns of arrays that are read-only
         tokens = torch.as_tensor(tokens_L, dtype=torch.long, device=self.device)
         if tokens.ndim != 1 or len(tokens) == 0:
             raise ValueError(f"tokens must be a sequence of at least one, got shape {tuple(tokens.shape)}")
@@ -152,10 +158,15 @@ class ModelStates:
         if way != DIRECT:
             positions = torch.arange(running.length, running.length + len(tokens_L), device=self.device)
             options["position_ids"] = positions[None]
-        if all_logits or last:
-            logits_1LV = self.model(**options, logits_to_keep=0 if all_logits else 1).logits
-        else:  # no logits of tokens in between
-            logits_1LV = self.model.base_model(**options).last_hidden_state
+        scan: AbstractContextManager[None] = nullcontext()
+        if way == CARRIED and running.length > 0 and len(tokens_L) > 1:
+            states = [slot.read(running.cache) for slot in self._slots if slot.kind == "recurrent"]
+            scan = carried(self.model, states)
+        with scan:
+            if all_logits or last:
+                logits_1LV = self.model(**options, logits_to_keep=0 if all_logits else 1).logits
+            else:  # no logits of tokens in between
+                logits_1LV = self.model.base_model(**options).last_hidden_state
         running.length += len(tokens_L)
         return logits_1LV[0]
 
@@ -247,6 +258,8 @@ class ModelStates:
         self._checkpoint_bytes = sum(tensor.nbytes for tensor in checkpoint)
         self.differences = {}
         for way in WAYS:
+            if way == CARRIED and not has_selective_scan(self.model):
+                continue
             running = self.restore([kv], checkpoint, _PROBE_PREFIX)
             pieces = tokens_L[_PROBE_PREFIX:].split(list(_PROBE_PIECES))
             found = torch.cat([self._run(running, piece, way, True) for piece in pieces])
