@@ -168,7 +168,7 @@ class ModelStates:
             else:  # no logits of tokens in between
                 logits_1LV = self.model.base_model(**options).last_hidden_state
         running.length += len(tokens_L)
-        return logits_1LV[0]
+        return logits_1LV[0].to(self.model.dtype)  # some classes hand out the head's result as float32
 
     # states in and out -----------------------------------------------------------------------------------------
     def kv(self, running: Running, start: int, stop: int) -> list[Tensor]:
