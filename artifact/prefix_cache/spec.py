@@ -55,9 +55,11 @@ class HybridSpec:
     state_width: int | None = None
     conv_dim: int | None = None
     mlp_parameters: int | None = None
+    logits_bytes: int = 0
+    """Logits after a checkpoint's last token, kept with it: a prefix cached whole then needs no forward pass."""
 
     def __post_init__(self) -> None:
-        for field in ("num_ssm_layers", "num_attention_layers", "num_mlp_layers"):
+        for field in ("num_ssm_layers", "num_attention_layers", "num_mlp_layers", "logits_bytes"):
             if getattr(self, field) < 0:
                 raise ValueError(f"{field} must not be negative, got {getattr(self, field)}")
         if self.num_ssm_layers + self.num_attention_layers == 0:
@@ -87,8 +89,8 @@ class HybridSpec:
 
     @property
     def checkpoint_bytes(self) -> int:
-        """One checkpoint: convolution and SSM state of every recurrent layer, whatever the prefix's length."""
-        return self.num_ssm_layers * (self.recurrent_state_bytes + self.convolution_state_bytes)
+        """One checkpoint, whatever the prefix's length: convolution and SSM state of every recurrent layer, logits."""
+        return self.num_ssm_layers * (self.recurrent_state_bytes + self.convolution_state_bytes) + self.logits_bytes
 
     def kv_bytes(self, num_tokens: int) -> int:
         """Keys and values of `num_tokens` tokens over all attention layers."""
