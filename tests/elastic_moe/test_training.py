@@ -1,9 +1,11 @@
 """Real processes: killed, stopped and joining in every phase of a step, they train as one process would."""
 
 import pytest
+import torch
 from training_runs import TINY, alone, checked
 
 from artifact.elastic_moe import checkpoint
+from artifact.elastic_moe.collectives import Group
 from artifact.elastic_moe.failures import Event, Trace
 from artifact.elastic_moe.training import train
 
@@ -99,6 +101,28 @@ def test_too_few_nodes_end_training_and_say_so(forks):
     result = train(nodes=2, steps=6, kills=[(1, 3, "backward")], forks=forks, seed=0)
     assert "got 1 nodes with 4 slots" in result.ended
     assert result.losses == pytest.approx(alone()[:3], rel=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(torch.cuda.device_count() < 4, reason="needs 4 CUDA devices: nccl takes one a process")
+def test_killed_over_nccl(forks):
+    kills = [(1, 3, "backward"), (2, 6, "allreduce")]
+    result = checked(train(nodes=4, steps=9, kills=kills, device="cuda", forks=forks, seed=0), 9)
+    assert (result.lost_steps, len(result.failures)) == (0, 2)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_collectives_over_nccl_keep_a_rank_alone_as_it_is():
+    store = torch.distributed.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    device = torch.device("cuda", 0)
+    torch.cuda.set_device(device)
+    group = Group(store, 0, 0, 1, host="127.0.0.1", device=device, timeout_s=30)
+    rows = torch.arange(6.0, device=device).reshape(3, 2)
+    group.vote()
+    group.all_reduce(reduced := rows.clone())
+    for found in (reduced, group.all_gather(rows)[0], group.all_to_all(rows, [3], [3])):
+        assert torch.equal(found, rows)
 
 
 def test_checkpoints_of_another_run_are_left_alone(tmp_path):
