@@ -7,6 +7,9 @@ back. If a survivor is not prepared, none has applied it, and all run the step a
 hears from all.
 
 Nothing is given up for a new plan until every member of the next generation has what it needs.
+
+When the controller is gone, the ranks write a checkpoint of their last step together and end. Should it go while they
+form a group they have none to write it over: they end, and the last checkpoint stands.
 """
 
 from __future__ import annotations
