@@ -1,29 +1,136 @@
-"""Which states a request leaves behind: at most two checkpoints (Marconi, section 4.1).
+"""Which states a request leaves behind (Marconi, section 4.1), and other placements of checkpoints to hold it against.
 
 A prefix is reused either as a conversation's history (input and output), or as an input that others share. The
 first is served by a checkpoint after the last decoded token, the second by one where the new sequence leaves a
-path that is already in the tree: the tree's own split.
+path that is already in the tree: at most two a request.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
 from numba import njit
 
+_END, _BRANCH, _ALIGNED, _EVERY = range(4)
+
+
+class Rule(NamedTuple):
+    """A placement as the compiled cache reads it."""
+
+    kind: int
+    stride: int
+
+
+@dataclass(frozen=True)
+class AtBranch:
+    """After the last token, and at the branch-off point: a prefill in two passes (Marconi)."""
+
+    def rule(self) -> Rule:
+        """For the compiled cache."""
+        return Rule(_BRANCH, 1)
+
+
+@dataclass(frozen=True)
+class EndOnly:
+    """After the last token alone: histories are reused, shared inputs are not."""
+
+    def rule(self) -> Rule:
+        """For the compiled cache."""
+        return Rule(_END, 1)
+
+
+@dataclass(frozen=True)
+class ChunkAligned:
+    """After the last token, and at the last chunk's end before the branch-off point (chunked state passing)."""
+
+    chunk: int = 32
+
+    def __post_init__(self) -> None:
+        if self.chunk < 1:
+            raise ValueError(f"chunk must be positive, got {self.chunk}")
+
+    def rule(self) -> Rule:
+        """For the compiled cache."""
+        return Rule(_ALIGNED, self.chunk)
+
+
+@dataclass(frozen=True)
+class EveryBlocks:
+    """After the last token, and after every `blocks` blocks of `block_size` tokens."""
+
+    block_size: int = 32
+    blocks: int = 1
+
+    def __post_init__(self) -> None:
+        for name in ("block_size", "blocks"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+
+    def rule(self) -> Rule:
+        """For the compiled cache."""
+        return Rule(_EVERY, self.block_size * self.blocks)
+
+
+Placement = AtBranch | EndOnly | ChunkAligned | EveryBlocks
+PLACEMENTS = "branch, end, chunk:TOKENS or every:TOKENS"
+
+
+def parse_placement(text: str) -> Placement:
+    """`branch`, `end`, `chunk:32` or `every:64`. Raises: ValueError naming what is not known."""
+    name, _, number = text.partition(":")
+    if name in ("branch", "end") and not number and ":" not in text:
+        return AtBranch() if name == "branch" else EndOnly()
+    if name not in ("chunk", "every") or not number.isdecimal():
+        raise ValueError(f"placement must be {PLACEMENTS}, got {text!r}")
+    return ChunkAligned(int(number)) if name == "chunk" else EveryBlocks(int(number))
+
 
 @njit(cache=True)
-def num_checkpoints(found, num_tokens, exact):
-    """Checkpoints that caching a sequence of `num_tokens` would add, given its match.
+def wanted_states(rule, reused, raw, num_tokens, available):
+    """Depths at which caching a sequence of `num_tokens` adds a state, ascending, given its match. [count]
 
-    The published simulator always asks for the last token's checkpoint, also where the sequence ends inside the
-    tree; `exact` does not.
+    available: depths at which the caller has a state; empty if it has every one
     """
-    branch = 1 if found.raw > found.reused else 0
-    leaf = 1 if found.raw < num_tokens or not exact else 0
-    return branch + leaf
+    stride = rule.stride
+    count = 1 + (num_tokens // stride - reused // stride if rule.kind == _EVERY else 1)
+    wanted, found = np.empty(count, np.int64), 0
+    if rule.kind == _EVERY:
+        for depth in range((reused // stride + 1) * stride, num_tokens, stride):
+            wanted[found] = depth
+            found += 1
+    elif rule.kind != _END and raw < num_tokens:
+        branch = raw - raw % stride if rule.kind == _ALIGNED else raw
+        if branch > reused:
+            wanted[found] = branch
+            found += 1
+    if num_tokens > reused:
+        wanted[found] = num_tokens
+        found += 1
+    if len(available) == 0:
+        return wanted[:found]
+    kept = 0
+    for depth in wanted[:found]:
+        for each in available:
+            if each == depth:
+                wanted[kept] = depth
+                kept += 1
+                break
+    return wanted[:kept]
 
 
 @njit(cache=True)
-def bytes_needed(costs, num_tokens, found, exact):
+def bytes_needed(costs, num_states, num_tokens, raw):
     """Bytes of the checkpoints and of the KV that is not yet in the tree."""
-    checkpoints = num_checkpoints(found, num_tokens, exact)
-    return checkpoints * costs.checkpoint_bytes + costs.token_bytes * (num_tokens - found.raw)
+    return num_states * costs.checkpoint_bytes + costs.token_bytes * (num_tokens - raw)
+
+
+@njit(cache=True)
+def num_states_published(found, num_tokens):
+    """What the published simulator reserves: the last token's checkpoint also where the sequence ends in the tree."""
+    return 2 if found.raw > found.reused else 1
+
+
+EVERY_STATE: Any = np.empty(0, np.int64)
+"""`available` where every state can be had, as in a simulation."""

@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from artifact.prefix_cache.cache import LOOKUP, Operations
+from artifact.prefix_cache.cache import LOOKUP, LiveNode, Operations
 from artifact.prefix_cache.eviction import (
     LATEST,
     NOW,
+    Order,
     _set,
     empty_order,
     forget,
@@ -26,7 +27,7 @@ from artifact.prefix_cache.eviction import (
     with_capacity,
 )
 from artifact.prefix_cache.fidelity import CORRECTED, Fidelity
-from artifact.prefix_cache.radix_tree import DEAD, NONE, ROOT
+from artifact.prefix_cache.radix_tree import DEAD, LEAF, NONE, REMOVE, ROOT, STATE, Match
 from artifact.prefix_cache.spec import HybridSpec
 from artifact.prefix_cache.traces import Tokens, checked_tokens
 
@@ -42,16 +43,23 @@ BLOCK = np.dtype(
         ("state_reused", np.bool_),
     ]
 )
-ALLOCATED, FREE, LIVE_BLOCKS, LIVE_TOKENS, ADMITTED, KV_REUSED, STATE_REUSED = range(7)
+ALLOCATED, FREE, LIVE_BLOCKS, LIVE_TOKENS, ADMITTED, KV_REUSED, STATE_REUSED, EVENTS = range(8)
+
+FILL = 5
+"""Kind of an event that a radix tree has not: (block, 0, its tokens now). A STATE follows, after the last of them."""
 
 
 class BlockTree(NamedTuple):
-    """nodes: [capacity] of BLOCK; tokens: [capacity, block size]; slots: hash table of full blocks, node or NONE."""
+    """nodes: [capacity] of BLOCK; tokens: [capacity, block size]; slots: hash table of full blocks, node or NONE.
+
+    events: [room, 4], the journal, as that of `radix_tree.Tree`
+    """
 
     nodes: Any
     tokens: Any
     slots: Any
     counts: Any
+    events: Any
 
 
 class BlockRules(NamedTuple):
@@ -68,8 +76,17 @@ def empty_block_tree(block_size: int, nodes: int = 64) -> BlockTree:
     """A tree that holds only the root."""
     rows = np.zeros(nodes, BLOCK)
     rows[ROOT] = (NONE, 0, 0, NONE, NONE, 0, False, False)
-    counts = np.array([1, NONE, 0, 0, 0, 0, 0], np.int64)
-    return BlockTree(rows, np.zeros((nodes, block_size), np.int32), np.full(2 * nodes, NONE, np.int32), counts)
+    counts = np.array([1, NONE, 0, 0, 0, 0, 0, 0], np.int64)
+    blocks, slots = np.zeros((nodes, block_size), np.int32), np.full(2 * nodes, NONE, np.int32)
+    return BlockTree(rows, blocks, slots, counts, np.zeros((0, 4), np.int64))
+
+
+@njit(cache=True)
+def _write(tree, kind, node, other, number):
+    at = tree.counts[EVENTS]
+    if at < len(tree.events):
+        tree.events[at, 0], tree.events[at, 1], tree.events[at, 2], tree.events[at, 3] = kind, node, other, number
+        tree.counts[EVENTS] = at + 1
 
 
 @njit(cache=True)
@@ -167,7 +184,7 @@ def _with_room(tree, order, extra):
         tokens = np.zeros((capacity, tree.tokens.shape[1]), np.int32)
         tokens[: len(tree.nodes)] = tree.tokens
         old, count = tree.nodes, tree.counts[ALLOCATED]
-        tree = BlockTree(rows, tokens, np.full(2 * capacity, NONE, np.int32), tree.counts)
+        tree = BlockTree(rows, tokens, np.full(2 * capacity, NONE, np.int32), tree.counts, tree.events)
         for node in range(1, count):
             if old[node].parent != DEAD and old[node].length == tokens.shape[1]:
                 _bind(tree, node)
@@ -202,6 +219,8 @@ def _add(tree, parent, block):
     nodes[parent].num_children += 1
     counts[LIVE_BLOCKS] += 1
     counts[LIVE_TOKENS] += len(block)
+    _write(tree, LEAF, node, parent, len(block))
+    _write(tree, STATE, node, 0, 0)
     return node
 
 
@@ -212,6 +231,8 @@ def _fill(tree, node, block):
     tree.counts[LIVE_TOKENS] += len(block) - row.length
     tree.tokens[node, : len(block)] = block
     row.length = len(block)
+    _write(tree, FILL, node, 0, len(block))
+    _write(tree, STATE, node, 0, 0)
     if len(block) == tree.tokens.shape[1]:
         _unlink_partial(tree, node)
         row.next_partial = NONE
@@ -230,6 +251,7 @@ def _remove(tree, order, node):
     tree.nodes[parent].num_children -= 1
     tree.counts[LIVE_BLOCKS] -= 1
     tree.counts[LIVE_TOKENS] -= row.length
+    _write(tree, REMOVE, node, parent, row.length)
     row.parent = DEAD
     row.next_partial = tree.counts[FREE]
     tree.counts[FREE] = node
@@ -248,9 +270,10 @@ def _refresh(tree, order, node):
 
 
 @njit(cache=True)
-def _match(tree, order, tokens):
-    """Enter the blocks of `tokens`, refreshing each. Returns the last one, their number and their tokens."""
+def _find(tree, tokens):
+    """The blocks of `tokens` that are there, from the first on, and their number of tokens."""
     size = tree.tokens.shape[1]
+    path = np.empty(len(tokens) // size + 1, np.int32)
     node, count, reused = ROOT, 0, 0
     while reused < len(tokens):
         child = np.int32(NONE)
@@ -261,14 +284,23 @@ def _match(tree, order, tokens):
             child = _partial_child(tree, node, tokens[reused:])
         if child == NONE:
             break
-        touch(order, child)
-        _refresh(tree, order, child)
         node = child
+        path[count] = child
         count += 1
         reused += tree.nodes[child].length
         if partial:
             break
-    return node, count, reused
+    return path[:count], reused
+
+
+@njit(cache=True)
+def _match(tree, order, tokens):
+    """Enter the blocks of `tokens`, refreshing each. Returns the last one, their number and their tokens."""
+    path, reused = _find(tree, tokens)
+    for node in path:
+        touch(order, node)
+        _refresh(tree, order, node)
+    return path[-1] if len(path) else np.int32(ROOT), len(path), reused
 
 
 @njit(cache=True)
@@ -320,6 +352,8 @@ def _store(tree, order, rules, tokens):
         order.pins[node] -= 1 if rules.pin_path else 0
         if tree.nodes[node].parent != DEAD:
             _refresh(tree, order, node)
+        if rules.refuse_oversized and freed < excess:  # the rest is pinned by others
+            return tree, order, True
     tree, order = _with_room(tree, order, blocks)
     node, done = ROOT, 0
     while done < len(tokens):
@@ -367,6 +401,7 @@ class BlockCache:
     alpha = None
     tuned = False
     num_stale_states = 0
+    row_dtype = BLOCK
 
     def __init__(
         self, spec: HybridSpec, *, capacity_bytes: int, block_size: int = 32, fidelity: Fidelity = CORRECTED
@@ -386,9 +421,38 @@ class BlockCache:
         """Tokens in the blocks that a stored state can resume."""
         return int(self._one(LOOKUP, tokens))
 
-    def insert(self, tokens: Sequence[int] | Tokens) -> None:
-        """Keep every block of a served sequence."""
+    def insert(self, tokens: Sequence[int] | Tokens, *, available: Sequence[int] = ()) -> None:
+        """Keep every block of a served sequence; the caller has the checkpoint of each (`wanted`)."""
         self._one(1 - LOOKUP, tokens)
+
+    def find(self, tokens: Tokens) -> Match:
+        """How far `tokens` are in the tree, without refreshing anything."""
+        path, reused = _find(self._tree, tokens)
+        node = int(path[-1]) if len(path) else ROOT
+        return Match(node, int(reused), int(reused), node, node)
+
+    def wanted(self, reused: int, raw: int, num_tokens: int) -> list[int]:
+        """Depths at which a sequence leaves a checkpoint, given its match: every block's end and its own."""
+        size = self.block_size
+        return [*range((reused // size + 1) * size, num_tokens, size), *([num_tokens] if num_tokens > reused else [])]
+
+    def pin(self, node: int, change: int = 1) -> None:
+        """Keep a block from being evicted (-1 takes one pin back)."""
+        self._order.pins[node] += change
+        _refresh(self._tree, self._order, node)
+
+    def start_journal(self, num_tokens: int) -> None:
+        """Have the next insertion, of a sequence of `num_tokens`, write down how it changes the tree."""
+        room = int(self._tree.counts[LIVE_BLOCKS]) + 2 * (num_tokens // self.block_size + 2)
+        self._tree.counts[EVENTS] = 0
+        self._tree = self._tree._replace(events=np.zeros((room, 4), np.int64))
+
+    def take_journal(self) -> list[list[int]]:
+        """The changes since `start_journal`, in order; nothing is written any more."""
+        written = self._tree.events[: self._tree.counts[EVENTS]].tolist()
+        self._tree.counts[EVENTS] = 0
+        self._tree = self._tree._replace(events=self._tree.events[:0].copy())
+        return written
 
     @property
     def used_bytes(self) -> int:
@@ -401,10 +465,45 @@ class BlockCache:
         return int(self._tree.counts[LIVE_BLOCKS])
 
     @property
+    def cached_tokens(self) -> int:
+        """Tokens whose KV is held now."""
+        return int(self._tree.counts[LIVE_TOKENS])
+
+    @property
     def block_reuse(self) -> tuple[int, int, int]:
         """Blocks ever admitted, those whose KV was reused since, and those whose state was (figure 3a)."""
         admitted, kv, state = self._tree.counts[ADMITTED : STATE_REUSED + 1]
         return int(admitted), int(kv), int(state)
+
+    def live_nodes(self) -> list[LiveNode]:
+        """Every block, with what it stands for."""
+        rows, nodes = self._tree.nodes, []
+        for node in range(1, int(self._tree.counts[ALLOCATED])):
+            if rows[node]["parent"] == DEAD:
+                continue
+            depth, above = int(rows[node]["length"]), int(rows[node]["parent"])
+            while above != ROOT:
+                depth, above = depth + int(rows[above]["length"]), int(rows[above]["parent"])
+            tokens = self._tree.tokens[node, : rows[node]["length"]].copy()
+            nodes.append(LiveNode(node, int(rows[node]["parent"]), depth, tokens, True))
+        return nodes
+
+    def to_arrays(self) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+        """The contents as arrays, and the rest as plain values; nothing of it is shared."""
+        arrays = {f"tree.{name}": getattr(self._tree, name).copy() for name in BlockTree._fields if name != "events"}
+        arrays |= {f"order.{name}": getattr(self._order, name).copy() for name in Order._fields}
+        return arrays, {name: getattr(self, name) for name in ("requests", "first_eviction_request", "peak_bytes")}
+
+    def take_arrays(self, arrays: dict[str, np.ndarray], values: dict[str, Any]) -> None:
+        """Contents as `to_arrays` gave them, of a cache with the same rules. Nothing is pinned; what was is free."""
+        columns = {name: arrays[f"tree.{name}"] for name in BlockTree._fields if name != "events"}
+        self._tree = BlockTree(**columns, events=np.zeros((0, 4), np.int64))
+        self._order = Order(*(arrays[f"order.{name}"] for name in Order._fields))
+        for name, value in values.items():
+            setattr(self, name, value)
+        self._order.pins[:] = 0
+        for live in self.live_nodes():
+            self.pin(live.node, 0)
 
     def _rules(self) -> BlockRules:
         return BlockRules(

@@ -13,7 +13,7 @@ from bisect import bisect_left
 import numpy as np
 from numpy.typing import NDArray
 
-from artifact.prefix_cache.admission import bytes_needed
+from artifact.prefix_cache.admission import EVERY_STATE, bytes_needed
 from artifact.prefix_cache.cache import PrefixCache, Rules, State, look_up, remove, store, used_bytes
 from artifact.prefix_cache.eviction import FlopAware
 from artifact.prefix_cache.fidelity import CORRECTED
@@ -64,7 +64,7 @@ def replay_clairvoyant(trace: Trace, spec: HybridSpec, *, capacity_bytes: int) -
         hits[now] = look_up(cache.state, rules, trace.input(now))
         if spec.sequence_bytes(len(sequence)) <= capacity_bytes:
             _make_room(cache, rules, sequence, uses, now)
-        cache.state, _ = store(cache.state, rules, sequence)
+        cache.state, _ = store(cache.state, rules, sequence, EVERY_STATE)
     return hits
 
 
@@ -105,7 +105,8 @@ def _make_room(cache: PrefixCache, rules: Rules, sequence: Tokens, uses: Uses, n
     while True:
         tree = cache.state.tree
         found = match(tree, sequence, True)
-        need = bytes_needed(rules.costs, len(sequence), found, True)
+        states = len(cache.wanted(found.reused, found.raw, len(sequence)))
+        need = bytes_needed(rules.costs, states, len(sequence), found.raw)
         if used_bytes(tree, rules.costs) + need <= cache.capacity_bytes:
             return
         nodes = tree.nodes[: tree.counts[ALLOCATED]]

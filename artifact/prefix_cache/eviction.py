@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
-from artifact.prefix_cache.radix_tree import NONE, ROOT, comes_before, next_in_preorder
+from artifact.prefix_cache.radix_tree import LIVE_NODES, NONE, ROOT, comes_before, next_in_preorder, resumable_depth
 
 
 @dataclass(frozen=True)
@@ -212,20 +212,22 @@ def inherit(order, heir, node):
 
 @njit(cache=True)
 def flop_efficiency(tree, node, costs, fixes):
-    """FLOPs that a hit on the node saves over a hit on its parent, for each byte (Marconi, section 4.3)."""
+    """FLOPs that a hit on the node saves over a hit on its parent, for each byte (Marconi, section 4.3).
+
+    Where the parent has no state, over a hit on the nearest node above that has one.
+    """
     row = tree.nodes[node]
-    total, edge = row.depth, row.length
-    prefix = total - edge
+    total, prefix = row.depth, resumable_depth(tree, node)
     attention_prefix = costs.attention_flops * prefix + costs.attention_flops_squared * prefix * prefix
     attention = costs.attention_flops * total + costs.attention_flops_squared * total * total - attention_prefix
     mlp_prefix = costs.mlp_flops * prefix if fixes.mlp_saving else attention_prefix
     flops = (
-        costs.num_ssm_layers * costs.ssm_flops * edge
+        costs.num_ssm_layers * costs.ssm_flops * (total - prefix)
         + costs.num_attention_layers * attention
         + costs.num_mlp_layers * (costs.mlp_flops * total - mlp_prefix)
     )
     if fixes.freed_memory:
-        size = costs.checkpoint_bytes + (costs.token_bytes * edge if row.num_children == 0 else 0)
+        size = costs.checkpoint_bytes + (costs.token_bytes * row.length if row.num_children == 0 else 0)
     else:
         size = costs.checkpoint_bytes + costs.token_bytes * total
     return flops / size
@@ -239,11 +241,30 @@ def refresh(tree, order, node, costs, fixes, lru):
     place = order.position[node]
     children = tree.nodes[node].num_children
     frees_nothing = children == 1 and costs.checkpoint_bytes == 0 and fixes.freed_memory
-    if order.pins[node] > 0 or children > (0 if lru else 1) or frees_nothing:
+    if order.pins[node] > 0 or children > (0 if lru else 1) or frees_nothing or not tree.nodes[node].state:
         _set(order, place, np.inf, -np.inf, LATEST)
         return
     efficiency = 0.0 if lru else flop_efficiency(tree, node, costs, fixes)
     _set(order, place, efficiency, efficiency, order.last_access[node])
+
+
+@njit(cache=True)
+def refresh_below(tree, order, node, costs, fixes, lru):
+    """Refresh the nodes that `node` is the nearest to resume from, after a change of its state."""
+    if lru:
+        return
+    stack = np.empty(tree.counts[LIVE_NODES], np.int32)
+    stack[0], size = node, 1
+    while size:
+        size -= 1
+        child = tree.nodes[stack[size]].first_child
+        while child != NONE:
+            if tree.nodes[child].state:
+                refresh(tree, order, child, costs, fixes, lru)
+            else:
+                stack[size] = child
+                size += 1
+            child = tree.nodes[child].next
 
 
 @njit(cache=True)

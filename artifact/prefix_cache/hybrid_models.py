@@ -7,6 +7,8 @@ are wider, and recurrent states longer-lived, than the classes' defaults, with w
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -21,6 +23,7 @@ from transformers import AutoModelForCausalLM, PreTrainedModel
 from artifact import hardware
 from artifact.prefix_cache.spec import HybridSpec
 
+_NAMES_ONLY = ("name_or_path", "_name_or_path", "transformers_version", "architectures")
 SSM, ATTENTION, MLP, CONVOLUTION, BOTH = "linear_attention", "full_attention", "mlp", "conv", "hybrid"
 
 
@@ -223,6 +226,18 @@ def _pretrained(model: str, dtype: torch.dtype) -> PreTrainedModel:
     except (OSError, ValueError, KeyError) as error:
         reason = " ".join(f"{error}".split()).split(". ")[0]
         raise ValueError(f"model {model!r} cannot be loaded: {reason}") from error
+
+
+def fingerprint(model: PreTrainedModel) -> str:
+    """Tells models apart whose states must not be mixed: configuration, and some values of every weight."""
+    config = {key: value for key, value in model.config.to_dict().items() if key not in _NAMES_ONLY}
+    seen = hashlib.sha256(json.dumps(config, sort_keys=True, default=str).encode())
+    for name, parameter in model.named_parameters():
+        values = parameter.detach().flatten()
+        sample = values[:: max(1, len(values) // 256)].cpu()
+        seen.update(f"{name} {list(parameter.shape)} {parameter.dtype}".encode())
+        seen.update(sample.to(torch.float64).numpy().tobytes())
+    return seen.hexdigest()
 
 
 # Costs, from a configuration ------------------------------------------------------------------------------------------

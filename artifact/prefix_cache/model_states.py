@@ -88,6 +88,10 @@ class _Slot:
             layer.dtype, layer.device = state.dtype, state.device
 
 
+class DoesNotResume(ValueError):
+    """No way of resuming the model from its states equals a cold prefill; the message says what was measured."""
+
+
 class ModelStates:
     """Runs a model over sequences whose states can be taken out and put back.
 
@@ -95,7 +99,7 @@ class ModelStates:
     some count positions from 0. At construction a probe compares each way of resuming with a cold prefill and takes
     the first that is right.
 
-    Raises: ValueError if no way is right, or a layer keeps less than a state per token (sliding windows)
+    Raises: DoesNotResume if no way is right; ValueError if a layer keeps less than a state per token (sliding windows)
     """
 
     resume: str
@@ -129,14 +133,19 @@ class ModelStates:
         return Running(DynamicCache(config=self.config))
 
     def run(
-        self, running: Running, tokens_L: Tensor | np.ndarray | Sequence[int], *, all_logits: bool = False
+        self,
+        running: Running,
+        tokens_L: Tensor | np.ndarray | Sequence[int],
+        *,
+        all_logits: bool = False,
+        way: str | None = None,
     ) -> Tensor:
-        """Advance a sequence by tokens.
+        """Advance a sequence by tokens, in the way that is right for the model, or in another of WAYS.
 
         Returns: [V], logits after the last token; [L, V] with `all_logits`
         Raises:  ValueError without a token
         """
-        return self._run(running, tokens_L, self.resume, all_logits)
+        return self._run(running, tokens_L, way or self.resume, all_logits)
 
     @torch.no_grad()
     def _run(
@@ -171,8 +180,11 @@ class ModelStates:
         return logits_1LV[0].to(self.model.dtype)  # some classes hand out the head's result as float32
 
     # states in and out -----------------------------------------------------------------------------------------
-    def kv(self, running: Running, start: int, stop: int) -> list[Tensor]:
-        """KV of tokens [start, stop): for each attention layer keys, then values, copies of [H, stop - start, D]."""
+    def kv(self, running: Running, start: int, stop: int, *, copy: bool = True) -> list[Tensor]:
+        """KV of tokens [start, stop): for each attention layer keys, then values, [H, stop - start, D].
+
+        Copies, or views with `copy` off: those are for reading before the sequence goes on.
+        """
         if not 0 <= start <= stop <= running.length:
             raise ValueError(f"tokens must lie within [0, {running.length}], got [{start}, {stop})")
         if running.length == 0:
@@ -181,11 +193,12 @@ class ModelStates:
                 for heads, width, dtype in self._kv_shapes
                 for _ in range(2)
             ]
-        return [
-            states_1HLD[0, :, start:stop].clone(memory_format=torch.contiguous_format)
+        views = [
+            states_1HLD[0, :, start:stop]
             for layer in self._attention
             for states_1HLD in (running.cache.layers[layer].keys, running.cache.layers[layer].values)
         ]
+        return [view.clone(memory_format=torch.contiguous_format) for view in views] if copy else views
 
     def checkpoint(self, running: Running) -> list[Tensor]:
         """Copies of the convolution and recurrent states of every recurrent layer, then of the logits.
@@ -267,7 +280,7 @@ class ModelStates:
             if self.differences[way] <= self.tolerance.limit:
                 self.resume, self.resume_reason = way, self._measured()
                 return
-        raise ValueError(f"{type(self.model).__name__} does not resume from its states: {self._measured()}")
+        raise DoesNotResume(f"{type(self.model).__name__} does not resume from its states: {self._measured()}")
 
     def _measured(self) -> str:
         measured = [f"{difference:.1e} {WAYS[way]}" for way, difference in self.differences.items()]

@@ -1,11 +1,13 @@
 """The mechanism: a compressed trie of token sequences. It knows no bytes and no policy.
 
 Every node but the root holds an edge of tokens, directly after its parent's; a node's depth is the number of
-tokens from the root to its end. Nodes are rows of one array and tokens lie in one arena, so that the compiled
-functions below touch no Python object; children are found through one open-addressing table. Siblings keep their
-order of insertion: a split's new node takes its child's place, a merge's child takes its parent's.
+tokens from the root to its end. A node has a state to resume from at its end, or none where paths merely part.
+Nodes are rows of one array and tokens lie in one arena, so that the compiled functions below touch no Python object;
+children are found through one open-addressing table. Siblings keep their order of insertion: a split's new node takes
+its child's place, a merge's child takes its parent's.
 
-Functions that may grow an array return the tree; all others change it in place.
+Functions that may grow an array return the tree; all others change it in place. Each change is written into the
+tree's journal where it has room, so that whoever holds something for each node (tensors) can follow.
 """
 
 from __future__ import annotations
@@ -31,43 +33,56 @@ NODE = np.dtype(
         ("length", np.int64),
         ("depth", np.int64),
         ("stale", np.int64),
+        ("state", np.bool_),
     ]
 )
 
 # Rows of `counts`
-ALLOCATED, FREE, LIVE_NODES, LIVE_TOKENS, ARENA_USED, MERGES = range(6)
+ALLOCATED, FREE, LIVE_NODES, LIVE_TOKENS, ARENA_USED, MERGES, LIVE_STATES, EVENTS = range(8)
+
+# Kinds of events, with their node, other node and number
+LEAF, SPLIT, STATE, REMOVE, MERGE = range(5)
 
 
 class Tree(NamedTuple):
-    """nodes: [capacity] of NODE; tokens: the arena, int32; keys, values: (parent, first token) -> child."""
+    """nodes: [capacity] of NODE; tokens: the arena, int32; keys, values: (parent, first token) -> child.
+
+    events: [room, 4], the journal, `counts[EVENTS]` of them; without room nothing is written. Each is a kind and
+            LEAF (node, parent, its edge's tokens), SPLIT (new upper node, lower node, the upper edge's tokens),
+            STATE (node, 0, 0: it has a state from now on), REMOVE (leaf, parent, its edge's tokens) or
+            MERGE (node, the child that takes over its edge, 1 if the node had a state)
+    """
 
     nodes: Any
     tokens: Any
     keys: Any
     values: Any
     counts: Any
+    events: Any
 
 
 class Match(NamedTuple):
     """How far a sequence is in the tree.
 
-    deepest: the deepest node whose edge is matched to its end (ROOT if none); what can be resumed from
-    reused:  tokens of the edges matched to their end
+    deepest: the deepest node with a state whose edge is matched to its end (ROOT if none); what can be resumed from
+    reused:  tokens of the edges matched to their end, down to `deepest`
     raw:     tokens matched in all
-    last:    the last node visited: `deepest`, or the child whose edge is left within
+    whole:   the deepest node whose edge is matched to its end, with a state or not
+    last:    the last node visited: `whole`, or the child whose edge is left within
     """
 
     deepest: int
     reused: int
     raw: int
+    whole: int
     last: int
 
 
 def empty_tree(nodes: int = 64, tokens: int = 4096) -> Tree:
     """A tree that holds only the root."""
     rows = np.zeros(nodes, NODE)
-    rows[ROOT] = (NONE, NONE, NONE, NONE, NONE, 0, 0, 0, 0, 0)
-    counts = np.zeros(6, np.int64)
+    rows[ROOT] = (NONE, NONE, NONE, NONE, NONE, 0, 0, 0, 0, 0, False)
+    counts = np.zeros(8, np.int64)
     counts[ALLOCATED], counts[FREE] = 1, NONE
     return Tree(
         rows,
@@ -75,12 +90,23 @@ def empty_tree(nodes: int = 64, tokens: int = 4096) -> Tree:
         np.full(2 * nodes, NONE, np.int64),
         np.zeros(2 * nodes, np.int32),
         counts,
+        np.zeros((0, 4), np.int64),
     )
 
 
 def copy_tree(tree: Tree) -> Tree:
-    """An independent copy."""
-    return Tree(*(array.copy() for array in tree))
+    """An independent copy, without a journal."""
+    copied = Tree(*(array.copy() for array in tree))
+    copied.counts[EVENTS] = 0
+    return copied._replace(events=tree.events[:0].copy())
+
+
+@njit(cache=True)
+def _write(tree, kind, node, other, number):
+    at = tree.counts[EVENTS]
+    if at < len(tree.events):
+        tree.events[at, 0], tree.events[at, 1], tree.events[at, 2], tree.events[at, 3] = kind, node, other, number
+        tree.counts[EVENTS] = at + 1
 
 
 @njit(cache=True, inline="always")
@@ -147,6 +173,8 @@ def with_room_for_nodes(tree, extra):
     if tree.counts[LIVE_NODES] + 1 + extra <= len(nodes):
         return tree
     capacity = 2 * len(nodes)
+    while tree.counts[LIVE_NODES] + 1 + extra > capacity:
+        capacity *= 2
     rows = np.zeros(capacity, nodes.dtype)
     rows[: len(nodes)] = nodes
     grown = Tree(
@@ -155,6 +183,7 @@ def with_room_for_nodes(tree, extra):
         np.full(2 * capacity, NONE, np.int64),
         np.zeros(2 * capacity, np.int32),
         tree.counts,
+        tree.events,
     )
     for node in range(1, tree.counts[ALLOCATED]):
         if rows[node].parent != DEAD:
@@ -178,7 +207,7 @@ def with_room_for_tokens(tree, extra):
             tree.nodes[node].start = used
             used += row.length
     counts[ARENA_USED] = used
-    return Tree(tree.nodes, arena, tree.keys, tree.values, counts)
+    return Tree(tree.nodes, arena, tree.keys, tree.values, counts, tree.events)
 
 
 @njit(cache=True)
@@ -197,12 +226,16 @@ def _allocate(tree):
     row.next = NONE
     row.num_children = 0
     row.stale = 0
+    row.state = False
     counts[LIVE_NODES] += 1
     return node
 
 
 @njit(cache=True)
 def _release(tree, node):
+    if tree.nodes[node].state:
+        tree.nodes[node].state = False
+        tree.counts[LIVE_STATES] -= 1
     tree.nodes[node].parent = DEAD
     tree.nodes[node].next = tree.counts[FREE]
     tree.counts[FREE] = node
@@ -235,6 +268,7 @@ def match(tree, sequence, true_prefix):
     """
     nodes, tokens = tree.nodes, tree.tokens
     node, deepest, reused, raw = ROOT, ROOT, 0, 0
+    whole, complete = ROOT, 0
     while raw < len(sequence):
         child = child_of(tree, node, sequence[raw])
         if child == NONE:
@@ -247,16 +281,37 @@ def match(tree, sequence, true_prefix):
         raw += same
         node = child
         if same == length:
-            deepest = child
-            reused += length
+            whole = child
+            complete += length
+            if nodes[child].state:
+                deepest, reused = child, complete
         elif true_prefix:
             break
-    return Match(deepest, reused, raw, node)
+    return Match(deepest, reused, raw, whole, node)
+
+
+@njit(cache=True)
+def give_state(tree, node):
+    """The node has a state to resume from, from now on."""
+    if not tree.nodes[node].state:
+        tree.nodes[node].state = True
+        tree.counts[LIVE_STATES] += 1
+        _write(tree, STATE, node, 0, 0)
+
+
+@njit(cache=True)
+def resumable_depth(tree, node):
+    """Tokens that can be resumed above `node`: the depth of its nearest ancestor with a state, or 0."""
+    nodes = tree.nodes
+    node = nodes[node].parent
+    while node != ROOT and not nodes[node].state:
+        node = nodes[node].parent
+    return nodes[node].depth
 
 
 @njit(cache=True)
 def add_leaf(tree, parent, edge):
-    """Append `edge` below `parent`, which has no child with that first token. There must be room for it."""
+    """Append `edge` below `parent`, which has no child with that first token, without a state. There must be room."""
     counts, nodes = tree.counts, tree.nodes
     node = _allocate(tree)
     start = counts[ARENA_USED]
@@ -276,12 +331,13 @@ def add_leaf(tree, parent, edge):
     nodes[parent].last_child = node
     nodes[parent].num_children += 1
     _bind_node(tree, node)
+    _write(tree, LEAF, node, parent, len(edge))
     return node
 
 
 @njit(cache=True)
 def split(tree, child, length):
-    """Cut `child`'s edge after `length` tokens; returns the new node above it. There must be room for a node."""
+    """Cut `child`'s edge after `length` tokens; returns the new node above it, without a state. There must be room."""
     nodes = tree.nodes
     middle = _allocate(tree)
     _replace_among_siblings(tree, child, middle)
@@ -301,6 +357,7 @@ def split(tree, child, length):
     below.next = NONE
     _bind_node(tree, middle)
     _bind_node(tree, child)
+    _write(tree, SPLIT, middle, child, length)
     return middle
 
 
@@ -321,6 +378,7 @@ def remove_leaf(tree, leaf):
         nodes[following].previous = previous
     nodes[parent].num_children -= 1
     tree.counts[LIVE_TOKENS] -= row.length
+    _write(tree, REMOVE, leaf, parent, row.length)
     _release(tree, leaf)
     return parent
 
@@ -356,6 +414,7 @@ def merge_into_child(tree, node, keep_stale):
     nodes[child].start = start
     nodes[child].length = upper + lower
     _bind_node(tree, child)
+    _write(tree, MERGE, node, child, 1 if nodes[node].state else 0)
     _release(tree, node)
     return tree, child
 

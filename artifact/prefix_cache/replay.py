@@ -9,11 +9,13 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from artifact.prefix_cache.admission import AtBranch, Placement
 from artifact.prefix_cache.block_cache import BlockCache
 from artifact.prefix_cache.cache import INSERT, LOOKUP, Operations, PrefixCache
 from artifact.prefix_cache.eviction import FlopAware, Lru, Tuned
 from artifact.prefix_cache.fidelity import CORRECTED, Fidelity
 from artifact.prefix_cache.spec import HybridSpec
+from artifact.prefix_cache.tiers import Index, TieredCache
 from artifact.prefix_cache.traces import Trace
 
 GB = 10**9
@@ -45,6 +47,8 @@ class Replay:
     num_stale_states: int
     """Checkpoints that stay reachable after their node is gone (0 with correction B8)."""
     seconds: float
+    from_host_tokens: int = 0
+    """Of the hits, tokens that only the second tier had."""
 
     @property
     def token_hit_rate(self) -> float:
@@ -64,6 +68,7 @@ class Replay:
             "requests": len(self.input_length),
             "input_tokens": int(self.input_length.sum()),
             "hit_tokens": int(self.hit_tokens.sum()),
+            "from_host_tokens": self.from_host_tokens,
             "token_hit_rate": self.token_hit_rate,
             "request_hit_rate": self.request_hit_rate,
             **{name: getattr(self, name) for name in names},
@@ -79,22 +84,57 @@ def operations(trace: Trace) -> Operations:
     return Operations(trace.tokens, np.repeat(trace.start, 2), length, kind)
 
 
+def index_for(
+    system: str,
+    spec: HybridSpec,
+    *,
+    capacity_bytes: int,
+    alpha: float | None = None,
+    block_size: int = 32,
+    bootstrap_multiplier: int = 5,
+    fidelity: Fidelity = CORRECTED,
+    placement: Placement = AtBranch(),  # noqa: B008 (frozen)
+) -> Index:
+    """The cache of a system (Marconi, SGLang+, vLLM+ or Infinite cache), empty; arguments as those of `replay`."""
+    if system == VLLM:
+        if placement != AtBranch():
+            raise ValueError(f"{VLLM} has a checkpoint after every block, got the placement {placement}")
+        return BlockCache(spec, capacity_bytes=capacity_bytes, block_size=block_size, fidelity=fidelity)
+    eviction: Lru | FlopAware | Tuned = Lru()
+    if system == MARCONI:
+        eviction = Tuned(bootstrap_multiplier) if alpha is None else FlopAware(alpha)
+    return PrefixCache(spec, capacity_bytes=capacity_bytes, eviction=eviction, fidelity=fidelity, placement=placement)
+
+
+def tiered(index: Index, host_capacity_bytes: int | None, *, debug: bool = False) -> TieredCache:
+    """The index with a second tier of that capacity behind it (none without one), which evicts least recently used."""
+    host = None
+    if host_capacity_bytes is not None:
+        host = PrefixCache(index.spec, capacity_bytes=host_capacity_bytes, eviction=Lru())
+    return TieredCache(index, host, debug=debug)
+
+
 def replay(
     trace: Trace,
     spec: HybridSpec,
     *,
     system: str,
     capacity_bytes: int | None = None,
+    host_capacity_bytes: int | None = None,
     alpha: float | None = None,
     block_size: int = 32,
     bootstrap_multiplier: int = 5,
     fidelity: Fidelity = CORRECTED,
+    placement: Placement = AtBranch(),  # noqa: B008 (frozen)
 ) -> Replay:
     """Run `trace` through one system (a label of SYSTEMS).
 
-    alpha:      fixes alpha for Marconi; without it the tuner runs
-    block_size: of vLLM+
-    Raises:     ValueError for an unknown system, a capacity that is missing or not positive, an empty trace
+    host_capacity_bytes: of a second tier, which takes what the first evicts
+    alpha:               fixes alpha for Marconi; without it the tuner runs
+    block_size:          of vLLM+
+    placement:           of checkpoints, for all but vLLM+
+    Raises:              ValueError for an unknown system, a capacity that is missing or not positive, an empty trace,
+                         a second tier behind vLLM+
     """
     if len(trace) == 0:
         raise ValueError(f"a trace must hold a request, {trace.name} has none")
@@ -107,16 +147,22 @@ def replay(
         capacity_bytes = 2**62
     if capacity_bytes is None:
         raise ValueError(f"{system} needs a capacity, got none")
-    cache: PrefixCache | BlockCache
-    if system == VLLM:
-        cache = BlockCache(spec, capacity_bytes=capacity_bytes, block_size=block_size, fidelity=fidelity)
-    else:
-        eviction: Lru | FlopAware | Tuned = Lru()
-        if system == MARCONI:
-            eviction = Tuned(bootstrap_multiplier) if alpha is None else FlopAware(alpha)
-        cache = PrefixCache(spec, capacity_bytes=capacity_bytes, eviction=eviction, fidelity=fidelity)
+    cache = index_for(
+        system,
+        spec,
+        capacity_bytes=capacity_bytes,
+        alpha=alpha,
+        block_size=block_size,
+        bootstrap_multiplier=bootstrap_multiplier,
+        fidelity=fidelity,
+        placement=placement,
+    )
     began = time.perf_counter()
-    reused, used = cache.run(operations(trace))
+    from_host = np.zeros(0, np.int64)
+    if host_capacity_bytes is None:
+        reused, used = cache.run(operations(trace))
+    else:
+        reused, from_host, used = tiered(cache, host_capacity_bytes).run(operations(trace))
     seconds = time.perf_counter() - began
     hits = reused[::2]
     return Replay(
@@ -126,12 +172,13 @@ def replay(
         input_length=trace.input_length,
         flops_saved=spec.flops_saved(hits),
         peak_bytes=cache.peak_bytes,
-        alpha=cache.alpha if system == MARCONI else None,
+        alpha=getattr(cache, "alpha", None) if system == MARCONI else None,
         tuned=cache.tuned,
         first_eviction_request=cache.first_eviction_request,
         num_checkpoints=cache.num_checkpoints,
         num_stale_states=cache.num_stale_states,
         seconds=seconds,
+        from_host_tokens=int(from_host.sum()),
     )
 
 

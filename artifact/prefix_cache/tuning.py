@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from artifact.prefix_cache.admission import EVERY_STATE
 from artifact.prefix_cache.eviction import Tuned, copy_order, empty_order
 from artifact.prefix_cache.fidelity import Fidelity
 from artifact.prefix_cache.radix_tree import copy_tree, empty_tree
@@ -90,7 +91,7 @@ class Tuner:
         for operations in self._window:
             count = len(operations.kind)
             reused, used = np.zeros(count, np.int64), np.zeros(count, np.int64)
-            state, _, _ = run(state, cache.rules(alpha), *operations, 0, count, False, reused, used)
+            state, _, _ = run(state, cache.rules(alpha), *operations, 0, count, False, EVERY_STATE, reused, used)
             hits.append(reused[operations.kind == LOOKUP])
         lengths = np.concatenate(hits)
         return float(lengths.sum() if self.robust else cache.spec.flops_saved(lengths[-LAST_REQUESTS:]))
