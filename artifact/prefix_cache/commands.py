@@ -41,6 +41,11 @@ def _bytes(option: str, amount: float | None, unit: int, *, needed_by: str | Non
     return round(amount * unit)
 
 
+def _check_device(device: str | None) -> None:
+    if device not in (None, "cpu", "cuda"):
+        raise ValueError(f"--device must be cpu or cuda, got {device!r}")
+
+
 def _print(report: dict[str, Any], as_json: bool) -> None:
     if as_json:
         print(json.dumps(report))
@@ -136,6 +141,7 @@ def serve_trace(
     capacity = _bytes("--capacity-mb", capacity_mb, MB, needed_by=system)
     assert capacity is not None
     host_capacity = _bytes("--host-capacity-mb", host_capacity_mb, MB)
+    _check_device(device)
     if requests is not None and requests < 1:
         raise ValueError(f"--requests must be positive, got {requests}")
     chosen = System(served[system], capacity, host_capacity, alpha, block_size, parse_placement(placement))
@@ -181,6 +187,7 @@ def conformance(
     from artifact.prefix_cache.hybrid_models import build
     from artifact.prefix_cache.model_states import DoesNotResume, ModelStates
 
+    _check_device(device)
     built = build(model, device=device, seed=seed)
     try:
         states = ModelStates(built)

@@ -102,6 +102,7 @@ PRESETS = {
             "num_hidden_layers": 5,
             "layer_types": [SSM, SSM, ATTENTION, SSM, SSM],
             "head_dim": 16,
+            "initializer_range": 0.05,  # the delta rule lets roundings grow with wider weights
             "linear_value_head_dim": 16,
             "num_experts": 0,
         },
