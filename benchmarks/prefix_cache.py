@@ -5,6 +5,8 @@
 3. Cost of a request against the number of nodes, with an eviction for nearly every request.
 4. Memory of the index for each cached token.
 5. The chunked scan of a Mamba-2 layer against its recurrence, one token at a time.
+6. A prefill resumed from cached states against a cold one, by length of the prefix.
+7. Simulating a second tier, which follows every change of the index, against one tier.
 """
 
 from __future__ import annotations
@@ -25,9 +27,10 @@ from artifact import sweep
 from artifact.prefix_cache import experiments
 from artifact.prefix_cache.cache import PrefixCache
 from artifact.prefix_cache.eviction import FlopAware, Lru
+from artifact.prefix_cache.experiments import serving
 from artifact.prefix_cache.fidelity import ARTIFACT, CORRECTED
 from artifact.prefix_cache.generators import scaling
-from artifact.prefix_cache.replay import GB, MARCONI, SGLANG, VLLM, operations
+from artifact.prefix_cache.replay import GB, MARCONI, SGLANG, VLLM, operations, replay
 from artifact.prefix_cache.spec import MARCONI_7B
 from artifact.prefix_cache.ssd import implementation, ssd, ssd_step
 
@@ -134,6 +137,30 @@ def scan_speed(length: int = 2048) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=columns)
 
 
+def resumed_prefill(quick: bool) -> pd.DataFrame:
+    """Cold over resumed prefill with 128 new tokens, and the share of lookup and restore; medians."""
+    rows = []
+    for prefix_tokens in (128, 512, 2048):
+        table = serving.resume(
+            models=["granite-small"], prefix_tokens=prefix_tokens, suffix_tokens=128, repeats=2 if quick else REPEATS
+        )
+        times, restore = table["cold_ms"] / table["resumed_ms"], table["restore_ms"] / table["resumed_ms"]
+        rows.append((prefix_tokens, table["cold_ms"].median(), times.median(), 100 * restore.median()))
+    return pd.DataFrame(rows, columns=["prefix_tokens", "cold_ms", "times_cold", "restore_pct"])
+
+
+def second_tier() -> pd.DataFrame:
+    """Requests per second simulated on ShareGPT at 3 GB, with a second tier of 10 GB and without one."""
+    trace = experiments.trace_of("sharegpt")
+    rows = []
+    for system in (SGLANG, MARCONI):
+        options = {"system": system, "capacity_bytes": 3 * GB, "alpha": 0.1 if system == MARCONI else None}
+        one = min(replay(trace, MARCONI_7B, **options).seconds for _ in range(REPEATS))
+        two = min(replay(trace, MARCONI_7B, host_capacity_bytes=10 * GB, **options).seconds for _ in range(REPEATS))
+        rows.append((system, len(trace) / one, len(trace) / two, one / two))
+    return pd.DataFrame(rows, columns=["system", "one_tier_per_s", "two_tiers_per_s", "times_one_tier"])
+
+
 if __name__ == "__main__":
     quick = "--quick" in sys.argv
     for eviction in (Lru(), FlopAware(1.0)):  # compile, or load what was compiled before
@@ -144,6 +171,8 @@ if __name__ == "__main__":
         ("Cost of a request against the size of the tree", growth([10**3, 10**4, 10**5] + [10**6] * (not quick))),
         ("Memory of the index", memory()),
         ("Chunked scan against the recurrence", scan_speed()),
+        ("Resumed prefill against a cold one", resumed_prefill(quick)),
+        ("Two tiers against one, simulated", second_tier()),
     ):
         print(f"\n{title}\n{table.round(2).to_string(index=False)}")
     print(f"\n36 configurations with tuning, three systems: {sweep_time():.1f} s")

@@ -88,21 +88,22 @@ def parse_placement(text: str) -> Placement:
 
 
 @njit(cache=True)
-def wanted_states(rule, reused, raw, num_tokens, available):
+def wanted_states(rule, reused, raw, num_tokens, computed_from, available):
     """Depths at which caching a sequence of `num_tokens` adds a state, ascending, given its match. [count]
 
-    available: depths at which the caller has a state; empty if it has every one
+    computed_from: tokens that the request resumed: it passed through no state up to there
+    available:     depths at which the caller has a state; empty if it has every one that it passed through
     """
-    stride = rule.stride
-    count = 1 + (num_tokens // stride - reused // stride if rule.kind == _EVERY else 1)
+    stride, start = rule.stride, max(reused, computed_from)
+    count = 1 + (num_tokens // stride - start // stride if rule.kind == _EVERY else 1)
     wanted, found = np.empty(count, np.int64), 0
     if rule.kind == _EVERY:
-        for depth in range((reused // stride + 1) * stride, num_tokens, stride):
+        for depth in range((start // stride + 1) * stride, num_tokens, stride):
             wanted[found] = depth
             found += 1
     elif rule.kind != _END and raw < num_tokens:
         branch = raw - raw % stride if rule.kind == _ALIGNED else raw
-        if branch > reused:
+        if branch > start:
             wanted[found] = branch
             found += 1
     if num_tokens > reused:

@@ -197,11 +197,11 @@ def _set_pins(state, rules, found, change):
 
 
 @njit(cache=True)
-def _bytes_needed(state, rules, num_tokens, found, available):
+def _bytes_needed(state, rules, num_tokens, found, computed_from, available):
     """Bytes that caching a sequence adds, given its match."""
     if not rules.fixes.pin_path:
         return bytes_needed(rules.costs, num_states_published(found, num_tokens), num_tokens, found.raw)
-    wanted = wanted_states(rules.placement, found.reused, found.raw, num_tokens, available)
+    wanted = wanted_states(rules.placement, found.reused, found.raw, num_tokens, computed_from, available)
     return bytes_needed(rules.costs, len(wanted), num_tokens, found.raw)
 
 
@@ -213,8 +213,9 @@ def _evict_until_room(state, rules, tokens, found, available):
     their tokens pass down the path. Only if nothing else is left are the pins given up. What others have pinned
     stays: then there may be no room.
     """
+    computed_from = found.reused if rules.fixes.true_prefix else 0
     while True:
-        need = _bytes_needed(state, rules, len(tokens), found, available)
+        need = _bytes_needed(state, rules, len(tokens), found, computed_from, available)
         if used_bytes(state.tree, rules.costs) + need <= rules.capacity_bytes:
             return state, True
         _set_pins(state, rules, found, 1)
@@ -246,12 +247,12 @@ def _cut(state, rules, node, depth):
 
 
 @njit(cache=True)
-def _graft(state, rules, tokens, available):
+def _graft(state, rules, tokens, computed_from, available):
     """Put `tokens` into the tree: a cut where an edge diverges, leaves for what is new, states where wanted."""
     tree, order = state
     costs, fixes, lru = rules.costs, rules.fixes, rules.lru
     found = match(tree, tokens, True)
-    wanted = wanted_states(rules.placement, found.reused, found.raw, len(tokens), available)
+    wanted = wanted_states(rules.placement, found.reused, found.raw, len(tokens), computed_from, available)
     tree = with_room_for_nodes(tree, 1 + len(wanted))
     tree = with_room_for_tokens(tree, len(tokens))
     order = with_capacity(order, len(tree.nodes))
@@ -286,11 +287,13 @@ def store(state, rules, tokens, available):
     found = match(state.tree, tokens, rules.fixes.true_prefix)
     _touch_match(state, rules, found)
     costs, fixes, capacity = rules.costs, rules.fixes, rules.capacity_bytes
+    computed_from = found.reused if fixes.true_prefix else 0
     if fixes.refuse_oversized:
         nothing = Match(ROOT, 0, 0, ROOT, ROOT)
-        if _bytes_needed(state, rules, len(tokens), nothing, available) > capacity:
+        if _bytes_needed(state, rules, len(tokens), nothing, computed_from, available) > capacity:
             return state, False
-    excess = used_bytes(state.tree, costs) + _bytes_needed(state, rules, len(tokens), found, available) - capacity
+    need = _bytes_needed(state, rules, len(tokens), found, computed_from, available)
+    excess = used_bytes(state.tree, costs) + need - capacity
     if excess > 0:
         state.order.clock[NOW] += 1
         if fixes.pin_path:
@@ -299,7 +302,7 @@ def store(state, rules, tokens, available):
                 return state, True
         else:
             state = _evict_bytes(state, rules, excess)
-    return _graft(state, rules, tokens, available), excess > 0
+    return _graft(state, rules, tokens, computed_from, available), excess > 0
 
 
 @njit(cache=True)
@@ -397,7 +400,7 @@ class PrefixCache:
 
     def wanted(self, reused: int, raw: int, num_tokens: int) -> list[int]:
         """Depths at which `placement` asks for a checkpoint of a sequence, given its match."""
-        return wanted_states(self.placement.rule(), reused, raw, num_tokens, EVERY_STATE).tolist()
+        return wanted_states(self.placement.rule(), reused, raw, num_tokens, reused, EVERY_STATE).tolist()
 
     def pin(self, node: int, change: int = 1) -> None:
         """Keep a node from being evicted (-1 takes one pin back)."""

@@ -43,6 +43,8 @@ class Request:
     """Tokens run through the model so far, decoded ones too."""
     ttft_s: float = 0.0
     """From the request to the logits of its first token: lookup, restore and prefill, checkpoints on the way."""
+    prefill_s: float = 0.0
+    """Until all checkpoints of the prefill are there as well."""
     restore_s: float = 0.0
     """Lookup, promotion and restore alone."""
     checkpoints: dict[int, list[Tensor]] = field(default_factory=dict)
@@ -129,6 +131,7 @@ class HybridEngine:
             request.running, request.tokens = self._restored(hit), checked[: hit.reused]
             request.computed_tokens = 0
             self._advance(request, checked[hit.reused :])
+        request.prefill_s = self._now() - began
         return request
 
     def append(self, request: Request, tokens: Sequence[int] | Tokens) -> Tensor:

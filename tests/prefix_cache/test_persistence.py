@@ -36,7 +36,9 @@ def sequences(seed, count):
     known = [np.empty(0, np.int64)]
     for _ in range(count):
         base = known[rng.integers(len(known))]
-        known.append(np.concatenate((base[: rng.integers(len(base) + 1)], rng.integers(1024, size=rng.integers(1, 40)))))
+        known.append(
+            np.concatenate((base[: rng.integers(len(base) + 1)], rng.integers(1024, size=rng.integers(1, 40))))
+        )
     return known[1:]
 
 

@@ -114,7 +114,7 @@ def test_only_states_that_the_caller_has_are_kept():
 def test_wanted_depths_ascend_lie_beyond_what_is_reused_and_end_with_the_sequence(reused, raw, length, placement):
     reused = min(reused, raw, length)
     raw = min(raw, length)
-    wanted = wanted_states(placement.rule(), reused, raw, length, EVERY_STATE).tolist()
+    wanted = wanted_states(placement.rule(), reused, raw, length, reused, EVERY_STATE).tolist()
     assert wanted == sorted(set(wanted))
     assert all(reused < depth <= length for depth in wanted)
     assert (wanted[-1:] == [length]) == (length > reused)

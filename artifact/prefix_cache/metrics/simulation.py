@@ -1,4 +1,4 @@
-"""The numbers that the claims compare with the paper: a results table in, one number out.
+"""The numbers of the simulations that the claims compare with the paper: a results table in, one number out.
 
 NaN says that the table lacks the rows a claim needs.
 """

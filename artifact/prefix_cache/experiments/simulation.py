@@ -1,4 +1,4 @@
-"""The experiments behind the notebooks: parameters in, a tidy table out. Nothing here writes or draws."""
+"""Traces through simulated caches: nothing here holds a tensor."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Figures of Marconi's evaluation: a table in, a figure out. No result is computed or held here."""
+"""Figures of the simulations."""
 
 from __future__ import annotations
 
