@@ -21,7 +21,7 @@ from transformers import PreTrainedModel
 from artifact.prefix_cache import persistence
 from artifact.prefix_cache.hybrid_models import fingerprint
 from artifact.prefix_cache.model_states import ModelStates, Running
-from artifact.prefix_cache.state_store import TensorMemory
+from artifact.prefix_cache.tensor_memory import TensorMemory
 from artifact.prefix_cache.tiers import Hit, Index, TieredCache
 from artifact.prefix_cache.traces import Tokens, checked_tokens
 

@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from artifact import paths
-from artifact.prefix_cache.node_store import Entry
+from artifact.prefix_cache.state_store import Entry
 from artifact.prefix_cache.tiers import Tier, TieredCache
 
 FORMAT = "prefix-cache-1"

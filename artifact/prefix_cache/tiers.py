@@ -16,8 +16,8 @@ import numpy as np
 from artifact.prefix_cache.block_cache import BlockCache
 from artifact.prefix_cache.cache import LOOKUP, Operations, PrefixCache
 from artifact.prefix_cache.fidelity import CORRECTED
-from artifact.prefix_cache.node_store import Memory, NodeStore, NoMemory, NoSource, Path, Source
 from artifact.prefix_cache.radix_tree import LEAF, MERGE, REMOVE, ROOT, STATE
+from artifact.prefix_cache.state_store import Memory, NoMemory, NoSource, Path, Source, StateStore
 from artifact.prefix_cache.traces import Tokens, checked_tokens
 
 Index = PrefixCache | BlockCache
@@ -27,7 +27,7 @@ class Tier:
     """An index and the store that follows it."""
 
     def __init__(self, index: Index, memory: Memory) -> None:
-        self.index, self.store = index, NodeStore(memory)
+        self.index, self.store = index, StateStore(memory)
 
     def check(self) -> None:
         """The store holds what the index says, and its tensors take the bytes that the index counts.
@@ -42,6 +42,7 @@ class Tier:
         if isinstance(memory, NoMemory):
             return
         counted = self.index.used_bytes
+        assert counted <= self.index.capacity_bytes, f"{counted} bytes held, {self.index.capacity_bytes} allowed"
         assert memory.used_bytes == counted, f"{memory.used_bytes} bytes held, {counted} counted"
         real = sum(t.nbytes for entry in held.values() for t in (*entry.kv, *(entry.checkpoint or ())))
         assert real == counted, f"tensors of {real} bytes held, {counted} counted"

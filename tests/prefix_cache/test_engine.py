@@ -16,7 +16,7 @@ from artifact.prefix_cache.hybrid_models import TINY, build, spec_of
 from artifact.prefix_cache.presets import MARCONI_7B
 from artifact.prefix_cache.replay import MARCONI, SGLANG, VANILLA, VLLM
 from artifact.prefix_cache.serving import System, serve
-from artifact.prefix_cache.state_store import TensorMemory
+from artifact.prefix_cache.tensor_memory import TensorMemory
 from artifact.prefix_cache.tiers import TieredCache
 
 torch.set_num_threads(1)
