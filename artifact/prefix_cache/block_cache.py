@@ -27,7 +27,7 @@ from artifact.prefix_cache.eviction import (
     with_capacity,
 )
 from artifact.prefix_cache.fidelity import CORRECTED, Fidelity
-from artifact.prefix_cache.radix_tree import DEAD, LEAF, NONE, REMOVE, ROOT, STATE, Match
+from artifact.prefix_cache.radix_tree import DEAD, LEAF, NONE, REMOVE, ROOT, STATE, Match, write_event
 from artifact.prefix_cache.spec import HybridSpec
 from artifact.prefix_cache.traces import Tokens, checked_tokens
 
@@ -83,10 +83,7 @@ def empty_block_tree(block_size: int, nodes: int = 64) -> BlockTree:
 
 @njit(cache=True)
 def _write(tree, kind, node, other, number):
-    at = tree.counts[EVENTS]
-    if at < len(tree.events):
-        tree.events[at, 0], tree.events[at, 1], tree.events[at, 2], tree.events[at, 3] = kind, node, other, number
-        tree.counts[EVENTS] = at + 1
+    write_event(tree.events, tree.counts, EVENTS, kind, node, other, number)
 
 
 @njit(cache=True)

@@ -102,11 +102,17 @@ def copy_tree(tree: Tree) -> Tree:
 
 
 @njit(cache=True)
+def write_event(events, counts, counter, kind, node, other, number):
+    """Append to a journal, whose events are counted in `counts[counter]`, if it has room."""
+    at = counts[counter]
+    if at < len(events):
+        events[at, 0], events[at, 1], events[at, 2], events[at, 3] = kind, node, other, number
+        counts[counter] = at + 1
+
+
+@njit(cache=True)
 def _write(tree, kind, node, other, number):
-    at = tree.counts[EVENTS]
-    if at < len(tree.events):
-        tree.events[at, 0], tree.events[at, 1], tree.events[at, 2], tree.events[at, 3] = kind, node, other, number
-        tree.counts[EVENTS] = at + 1
+    write_event(tree.events, tree.counts, EVENTS, kind, node, other, number)
 
 
 @njit(cache=True, inline="always")

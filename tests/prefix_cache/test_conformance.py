@@ -8,8 +8,6 @@ import pytest
 import torch
 from transformers import cache_utils
 
-from artifact import __main__ as command_line
-from artifact import systems
 from artifact.prefix_cache import conformance as suite
 from artifact.prefix_cache.hybrid_models import TINY, build
 from artifact.prefix_cache.model_states import ModelStates
@@ -71,21 +69,6 @@ def test_the_command_reports_every_case():
     assert (report["device"], report["dtype"], report["tolerance"]) == ("cpu", "float32", 1e-5)
     assert report["resumes"] and not report["resumes_by_default"] and "position_ids" in report["reason"]
     assert len(report["per_case"]) == report["cases"] == 20
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """The command line in this process: exit status, stdout, stderr."""
-    from artifact.prefix_cache import commands
-
-    def call(*arguments):
-        monkeypatch.setattr(systems, "modules", lambda part: iter([commands]))
-        monkeypatch.setattr(sys, "argv", ["artifact", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            command_line.main()
-        return ended.value.code or 0, *capsys.readouterr()
-
-    return call
 
 
 def test_a_model_that_loses_its_states_fails_the_command(monkeypatch, run):

@@ -47,28 +47,26 @@ def test_the_example_reports_every_request(trace):
 
 
 @pytest.mark.parametrize("system", ["sglang+", "vllm+"])
-def test_the_baselines_are_served_too(trace, system):
-    done = artifact(
-        "serve-trace", trace[1], "--system", system, "--capacity-mb", 2, "--block-size", 8, "--requests", 12, "--json"
-    )
-    assert done.returncode == 0, done.stderr
-    report = json.loads(done.stdout)
+def test_the_baselines_are_served_too(run, trace, system):
+    options = ("--system", system, "--capacity-mb", 2, "--block-size", 8, "--requests", 12, "--json")
+    status, out, error = run("serve-trace", trace[1], *options)
+    assert status == 0, error
+    report = json.loads(out)
     assert report["requests"] == 12 and report["hits_equal_simulated"]
 
 
-def test_a_saved_cache_is_gone_on_from_and_a_cut_one_is_told(trace, tmp_path):
+def test_a_saved_cache_is_gone_on_from_and_a_cut_one_is_told(run, trace, tmp_path):
     _, file = trace
     cache, options = tmp_path / "cache", ("--capacity-mb", 2, "--alpha", 0.5, "--requests", 10, "--json")
-    first = artifact("serve-trace", file, *options, "--save", cache)
-    second = artifact("serve-trace", file, *options, "--restore", cache)
-    assert (first.returncode, second.returncode) == (0, 0), second.stderr
-    cold, warm = (json.loads(done.stdout) for done in (first, second))
+    first = run("serve-trace", file, *options, "--save", cache)
+    second = run("serve-trace", file, *options, "--restore", cache)
+    assert (first[0], second[0]) == (0, 0), second[2]
+    cold, warm = json.loads(first[1]), json.loads(second[1])
     assert warm["hit_tokens"] > cold["hit_tokens"] and warm["hits_equal_simulated"] is None
     cache.write_bytes(cache.read_bytes()[:-1])
-    third = artifact("serve-trace", file, *options, "--restore", cache)
-    assert third.returncode == 0 and "must be a whole saved cache" in third.stderr
-    assert "the cache starts empty" in third.stderr
-    assert json.loads(third.stdout)["hit_tokens"] == cold["hit_tokens"]
+    status, out, error = run("serve-trace", file, *options, "--restore", cache)
+    assert status == 0 and "must be a whole saved cache" in error and "the cache starts empty" in error
+    assert json.loads(out)["hit_tokens"] == cold["hit_tokens"]
 
 
 @pytest.mark.parametrize(
@@ -92,8 +90,8 @@ def test_a_saved_cache_is_gone_on_from_and_a_cut_one_is_told(trace, tmp_path):
         (("synthetic-chat", "--capacity-mb", 1, "--restore", "nowhere"), "no saved cache at nowhere"),
     ],
 )
-def test_wrong_options_are_named_on_one_line_with_status_2(arguments, message):
-    done = artifact("serve-trace", *arguments)
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert (done.returncode, done.stdout) == (2, "")
+def test_wrong_options_are_named_on_one_line_with_status_2(run, arguments, message):
+    status, out, error = run("serve-trace", *arguments)
+    errors = [line for line in error.splitlines() if line.startswith("error: ")]
+    assert (status, out) == (2, "")
     assert len(errors) == 1 and message in errors[0]
