@@ -69,8 +69,10 @@ class Request:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if self.open:
-            self.engine.finish(self) if kind is None else self.engine.abort(self)
+        if self.open and kind is None:
+            self.engine.finish(self)
+        elif self.open:
+            self.engine.abort(self)
 
 
 class HybridEngine:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from artifact.prefix_cache import generators
+from artifact.prefix_cache.admission import EndOnly
 from artifact.prefix_cache.cache import PrefixCache
 from artifact.prefix_cache.clairvoyant import Future, replay_clairvoyant
 from artifact.prefix_cache.eviction import FlopAware, Lru, Tuned
@@ -81,6 +82,25 @@ def test_the_command_prints_what_the_replay_gives(tmp_path, chat, system):
     assert (report["alpha"] is None) == (system != "marconi")
 
 
+def test_the_command_simulates_a_second_tier_and_other_placements(tmp_path, chat, run):
+    file = tmp_path / "trace.jsonl"
+    write_jsonl(chat, file)
+
+    def report(*options):
+        status, out, error = run("replay", file, "--capacity-gb", 1, "--alpha", 0.5, "--json", *options)
+        assert status == 0, error
+        return json.loads(out)
+
+    plain, two = report(), report("--host-capacity-gb", 4)
+    assert two["host_capacity_gb"] == 4 and "host_capacity_gb" not in plain
+    assert two["hit_tokens"] > plain["hit_tokens"] and two["from_host_tokens"] > plain["from_host_tokens"] == 0
+    result = replay(chat, MARCONI_7B, system=MARCONI, capacity_bytes=GB, host_capacity_bytes=4 * GB, alpha=0.5)
+    assert (two["hit_tokens"], two["peak_bytes"]) == (result.hit_tokens.sum(), result.peak_bytes)
+    ends = report("--placement", "end")
+    result = replay(chat, MARCONI_7B, system=MARCONI, capacity_bytes=GB, alpha=0.5, placement=EndOnly())
+    assert ends["hit_tokens"] == result.hit_tokens.sum() != plain["hit_tokens"]
+
+
 GOOD = {"session_id": 0, "turn_id": 0, "ts": 0.5, "input_tokens": [1, 2], "output_tokens": [3]}
 
 
@@ -116,6 +136,8 @@ def test_a_bad_line_is_refused_with_file_line_and_reason(tmp_path, line, reason)
         (("synthetic-chat", "--capacity-gb", 1, "--alpha", -2), "alpha must not be negative"),
         (("synthetic-chat", "--capacity-gb", 1, "--system", "vllm+", "--block-size", 0), "block_size must be positive"),
         (("synthetic-chat", "--capacity-gb", 1, "--bootstrap-multiplier", 0), "bootstrap_multiplier must be positive"),
+        (("synthetic-chat", "--capacity-gb", 1, "--host-capacity-gb", 0), "--host-capacity-gb must be positive, got 0"),
+        (("synthetic-chat", "--capacity-gb", 1, "--placement", "chunk:0"), "chunk must be positive, got 0"),
     ],
 )
 def test_wrong_options_are_named_on_one_line_with_status_2(arguments, message):
