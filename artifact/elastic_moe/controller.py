@@ -339,7 +339,6 @@ class Controller:
         """Stop, hear, plan, let each fetch, go. Returns where the next generation has its state from: the nodes"""
         self._attempt += 1
         self._parts.clear()
-        checkpoint.discard_unfinished(self.settings.folder)
         began_s = self.journal.now()
         for member in self._members.values():
             member.stopped = member.halted = member.failed = None
@@ -348,6 +347,7 @@ class Controller:
         self._told = set(self._members)
         await self._until(lambda: all(self._members[node].stopped for node in self._told & set(self._members)))
         standing = {node: self._members[node].stopped or {} for node in self._told & set(self._members)}
+        checkpoint.discard_unfinished(self.settings.folder)  # not before: a member may have been writing its part
         stopped_s = self.journal.now()
         if self.settings.system == "ds" and self._unmended and source == "nodes":
             raise _Interrupted("a node is lost")

@@ -37,6 +37,15 @@ def test_several_at_once_during_migration_and_before_a_checkpoint(forks, tmp_pat
     assert not list(tmp_path.glob("*.part"))
 
 
+def test_killed_while_the_others_write_a_checkpoint(forks, tmp_path):
+    """What a survivor is writing is discarded only once it has stopped writing."""
+    options = {"checkpoint_interval": 4, "folder": tmp_path, "forks": forks, "seed": 0}
+    result = checked(train(nodes=4, steps=6, kills=[(1, 3, "apply")], **options), 6)
+    assert [each["node"] for each in result.failures] == [1]
+    assert result.lost_steps == result.restarts == 0
+    assert not list(tmp_path.glob("*.part"))
+
+
 def test_stopped_node_is_found_within_the_heartbeat_time_and_a_node_joins(forks):
     result = checked(
         train(nodes=4, steps=14, stops=[(2, 3, "backward")], joins=[8], heartbeat_s=1.5, forks=forks, seed=0), 14
@@ -101,6 +110,19 @@ def test_too_few_nodes_end_training_and_say_so(forks):
     result = train(nodes=2, steps=6, kills=[(1, 3, "backward")], forks=forks, seed=0)
     assert "got 1 nodes with 4 slots" in result.ended
     assert result.losses == pytest.approx(alone()[:3], rel=1e-4)
+
+
+def test_a_checkpoint_that_cannot_be_written_or_read_is_an_error_to_handle(tmp_path):
+    state = {"weight": torch.arange(3.0)}
+    (tmp_path / "step-2.part").touch()
+    with pytest.raises(RuntimeError, match=r"part 0 of a checkpoint at step 2 cannot be written: .*Not a directory"):
+        checkpoint.write_part(tmp_path, 2, 0, state)
+    checkpoint.write_part(tmp_path, 3, 0, state)
+    place = checkpoint.publish(tmp_path, 3)
+    for written in place.glob("part0/*.distcp"):
+        written.unlink()
+    with pytest.raises(RuntimeError, match=r"part0 of checkpoint step-3 cannot be read: .*No such file"):
+        checkpoint.read(tmp_path, 3, state)
 
 
 @pytest.mark.gpu
