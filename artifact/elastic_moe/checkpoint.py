@@ -19,6 +19,33 @@ from torch.distributed import checkpoint
 from torch.distributed.checkpoint import CheckpointException, FileSystemReader
 
 KEPT = 2
+RUN = "run.json"
+
+
+def prepare(folder: Path, run: Mapping[str, str | int], num_steps: int, *, resume: bool) -> None:
+    """Make a folder ready for the checkpoints of a run of so many steps.
+
+    run: what tells runs apart; only checkpoints of the same one are gone on from
+    Raises: ValueError for a folder that cannot be made, for a new run one with checkpoints, and to resume one without,
+            one of another run, or one that is as far already
+    """
+    found = steps(folder)
+    if resume:
+        if not found:
+            raise ValueError(f"there must be a checkpoint to resume from, got none in {folder}")
+        kept = json.loads((folder / RUN).read_text())
+        if kept != run:
+            raise ValueError(f"a run must be resumed with what it began with, {kept}, got {run}")
+        if found[-1] >= num_steps:
+            raise ValueError(f"steps must be more than the {found[-1]} of the checkpoint in {folder}, got {num_steps}")
+        return
+    if found:
+        raise ValueError(f"a new run must have a folder without checkpoints, {folder} has those of steps {found}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / RUN).write_text(json.dumps(run))
+    except OSError as error:
+        raise ValueError(f"checkpoints must have a folder that can be written to, got {folder}: {error}") from None
 
 
 def write_part(folder: Path, step: int, part: int, state: Mapping[str, Tensor]) -> None:

@@ -138,8 +138,8 @@ class Controller:
     # Connections
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """The connection of an agent or a worker, until it closes."""
-        with closing(writer), suppress(ConnectionError, ValueError):
+        """The connection of an agent or a worker, until it closes, or the controller is interrupted."""
+        with closing(writer), suppress(ConnectionError, ValueError, asyncio.CancelledError):
             line = await reader.readline()
             hello = json.loads(line) if line else {}
             if hello.get("role") == "agent":
@@ -290,8 +290,6 @@ class Controller:
         try:
             await self._until(lambda: len(self._members) >= self.settings.nodes, self.settings.nodes)
             source, failed = ("checkpoint" if self.settings.resume else "new"), 0
-            if self.settings.resume and not checkpoint.steps(self.settings.folder):
-                raise ValueError(f"there must be a checkpoint to resume from, got none in {self.settings.folder}")
             while True:
                 before = set(self._members)
                 try:

@@ -148,11 +148,35 @@ def test_collectives_over_nccl_keep_a_rank_alone_as_it_is():
 
 
 def test_checkpoints_of_another_run_are_left_alone(tmp_path):
-    (tmp_path / "step-4").mkdir()
-    (tmp_path / "step-4" / "index.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"must have a folder without checkpoints, .* has those of steps \[4\]"):
-        train(nodes=4, steps=5, folder=tmp_path, seed=0)
+    run = {"preset": "tiny", "seed": 0}
+    checkpoint.prepare(tmp_path, run, 5, resume=False)
+    checkpoint.write_part(tmp_path, 4, 0, {"weight": torch.zeros(1)})
+    checkpoint.publish(tmp_path, 4)
+    wrong = [
+        ({"steps": 5}, r"must have a folder without checkpoints, .* has those of steps \[4\]"),
+        ({"steps": 4, "resume": True}, r"steps must be more than the 4 of the checkpoint in .*, got 4"),
+        ({"steps": 5, "resume": True, "seed": 1}, r"resumed with what it began with, .* got {'preset': 'tiny', 'seed'"),
+        ({"steps": 5, "resume": True, "preset": "small"}, r"got {'preset': 'small', 'seed': 0}"),
+    ]
+    for changed, told in wrong:
+        with pytest.raises(ValueError, match=told):
+            train(**{"nodes": 4, "folder": tmp_path, "seed": 0, **changed})
     assert checkpoint.steps(tmp_path) == [4]
+
+
+def test_a_node_that_joins_can_be_killed_at_the_step_of_its_join(forks):
+    """It takes part from a step after that one on, and is killed in its first."""
+    result = checked(train(nodes=4, steps=12, joins=[3], kills=[(4, 3, "backward")], forks=forks, seed=0), 12)
+    assert [each["node"] for each in result.failures] == [4]
+    assert result.lost_steps == result.restarts == 0
+
+
+def test_joins_beside_a_trace_are_counted_in_the_numbers_of_its_nodes(forks):
+    events = (Event(120.0, "fail", (1,)), Event(240.0, "join", (1,)), Event(600.0, "fail", (1,)))
+    trace = Trace("made", (0, 1, 2, 3), events)
+    result = checked(train(nodes=4, steps=14, joins=[2], trace=trace, forks=forks, seed=0), 14)
+    assert [each["node"] for each in result.failures] == [1, 5]  # 4 is the node that joins at step 2
+    assert result.members[-1] == [0, 2, 3, 4]
 
 
 @pytest.mark.parametrize(
@@ -166,6 +190,8 @@ def test_checkpoints_of_another_run_are_left_alone(tmp_path):
         ({"kills": [(4, 1, "backward")]}, r"a node that fails must be in \[0, 4\), got 4"),
         ({"kills": [(1, 9, "backward")]}, r"a node must fail at a step in \[0, 5\), got 9"),
         ({"kills": [(1, 1, "lunch")]}, "a point must be one of .*, got 'lunch'"),
+        ({"kills": [(1, 1, "backward")], "stops": [(1, 3, "vote")]}, "a node must fail once, got 2 failures of node 1"),
+        ({"joins": [3], "kills": [(4, 2, "vote")]}, "node 4 must fail no sooner than it joins, at step 3, got 2"),
         ({"joins": [7]}, r"a node must join at a step in \[0, 5\), got 7"),
     ],
 )
