@@ -241,7 +241,8 @@ class Controller:
             self.launcher.start(node)
         for node, when, _, _ in self.settings.faults:  # of a node that takes no part, and so passes no point
             if when == step and node in self._members and node not in self._active:
-                self.launcher.kill(node)
+                self._faults[node] = {"kind": "kill", "point": "idle", "at": time.time()}
+                self._kill(node)
 
     def _saved(self, message: Message) -> None:
         if message["attempt"] != self._attempt:
@@ -252,13 +253,16 @@ class Controller:
             checkpoint.publish(self.settings.folder, message["step"])
             self.progress(self.journal.note("checkpoint", step=message["step"]))
 
+    def _kill(self, node: int) -> None:
+        if agent := self._agents.get(node):
+            agent.write(pack({"type": "kill"}))
+        self.launcher.kill(node)
+
     def _lose(self, member: Member, why: str) -> None:
         """A member is gone for good: one that is only stopped is killed."""
         del self._members[member.node]
         member.writer.close()
-        if agent := self._agents.get(member.node):
-            agent.write(pack({"type": "kill"}))
-        self.launcher.kill(member.node)
+        self._kill(member.node)
         fault = self._faults.pop(member.node, {})
         failed_at_s = fault["at"] - self.journal.epoch if fault else None
         lost = self.journal.note(

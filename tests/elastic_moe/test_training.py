@@ -89,6 +89,16 @@ def test_systems_train_alike_and_differ_in_what_a_failure_costs(forks):
     assert ds.failures[0]["outage_s"] > 3 * lazarus.failures[0]["outage_s"]  # its processes start anew
 
 
+def test_a_node_that_takes_no_part_is_killed_too(forks):
+    """Of five nodes, DS(FT) uses four: groups of two."""
+    result = checked(train(nodes=5, steps=8, system="ds-ft", kills=[(4, 3, "backward")], forks=forks, seed=0), 8)
+    assert result.members == [[0, 1, 2, 3]] * 8
+    (failure,) = result.failures
+    assert (failure["node"], failure["kind"], failure["point"]) == (4, "kill", "idle")
+    assert 0 < failure["detected_after_s"] < 2
+    assert failure["outage_s"] is None  # nobody waits
+
+
 def test_rebalance_follows_the_loads(forks):
     result = checked(train(nodes=6, steps=10, rebalance_interval=4, forks=forks, seed=0), 10)
     plans = [event for event in result.events if event["event"] == "generation"]
