@@ -91,6 +91,7 @@ class Journal:
     held: dict[int, Message] = field(default_factory=dict)
     lost_steps: int = 0
     restarts: int = 0
+    ended_s: float = 0.0  # when training ended; its processes end later
 
     def now(self) -> float:
         return time.time() - self.epoch
@@ -311,7 +312,7 @@ class Controller:
                         raise RuntimeError(f"{failed} generations in turn have failed: {error}") from None
         finally:
             watch.cancel()
-            self._ended = True
+            self._ended, self.journal.ended_s = True, self.journal.now()
             for member in self._members.values():
                 member.tell(type="end")
 

@@ -36,6 +36,7 @@ if it takes part in it and gets there, and where experts move or a checkpoint is
 class Result:
     """What a training run went through; times in seconds.
 
+    seconds: from the first generation on, until training ended
     ended: "finished", or why it ended before its last step
     """
 
@@ -161,14 +162,14 @@ async def _run(
 
 def _result(journal: Journal, settings: Settings, ended: str) -> Result:
     began = next((event["at_s"] for event in journal.events if event["event"] == "generation"), 0.0)
-    seconds = journal.now() - began
+    seconds = journal.ended_s - began
     return Result(
         losses=[journal.losses[step] for step in sorted(journal.losses)],
         members=[journal.members[step] for step in sorted(journal.members)],
         failures=journal.failures,
         lost_steps=journal.lost_steps,
         restarts=journal.restarts,
-        tokens_per_second=len(journal.losses) * settings.preset.step_tokens / seconds,
+        tokens_per_second=len(journal.losses) * settings.preset.step_tokens / seconds if seconds > 0 else 0.0,
         seconds=seconds,
         ended=ended,
         events=journal.events,

@@ -1,11 +1,15 @@
 """Real processes: killed, stopped and joining in every phase of a step, they train as one process would."""
 
+import asyncio
+import time
+
 import pytest
 import torch
 from training_runs import TINY, alone, checked
 
 from artifact.elastic_moe import checkpoint
 from artifact.elastic_moe.collectives import Group
+from artifact.elastic_moe.controller import Controller
 from artifact.elastic_moe.failures import Event, Trace
 from artifact.elastic_moe.training import train
 
@@ -97,6 +101,22 @@ def test_a_node_that_takes_no_part_is_killed_too(forks):
     assert (failure["node"], failure["kind"], failure["point"]) == (4, "kill", "idle")
     assert 0 < failure["detected_after_s"] < 2
     assert failure["outage_s"] is None  # nobody waits
+
+
+def test_seconds_are_those_of_training_not_of_the_end_of_its_processes(forks, monkeypatch):
+    closed = Controller.closed
+
+    async def late(controller):
+        await asyncio.sleep(1)
+        await closed(controller)
+
+    monkeypatch.setattr(Controller, "closed", late)
+    began = {}
+    result = train(
+        nodes=2, steps=2, forks=forks, seed=0, progress=lambda each: began.setdefault(each["event"], time.monotonic())
+    )
+    since = time.monotonic() - began["generation"]
+    assert 0 < checked(result, 2).seconds <= since - 1
 
 
 def test_rebalance_follows_the_loads(forks):
