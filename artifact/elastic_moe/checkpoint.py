@@ -10,20 +10,47 @@ import json
 import os
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch import Tensor
 from torch.distributed import checkpoint
-from torch.distributed.checkpoint import FileSystemReader
+from torch.distributed.checkpoint import CheckpointException, FileSystemReader
 
 KEPT = 2
+RUN = "run.json"
+
+
+def prepare(folder: Path, run: Mapping[str, str | int], num_steps: int, *, resume: bool) -> None:
+    """Make a folder ready for the checkpoints of a run of so many steps.
+
+    run: what tells runs apart; only checkpoints of the same one are gone on from
+    Raises: ValueError for a folder that cannot be made, for a new run one with checkpoints, and to resume one without,
+            one of another run, or one that is as far already
+    """
+    found = steps(folder)
+    if resume:
+        if not found:
+            raise ValueError(f"there must be a checkpoint to resume from, got none in {folder}")
+        kept = json.loads((folder / RUN).read_text())
+        if kept != run:
+            raise ValueError(f"a run must be resumed with what it began with, {kept}, got {run}")
+        if found[-1] >= num_steps:
+            raise ValueError(f"steps must be more than the {found[-1]} of the checkpoint in {folder}, got {num_steps}")
+        return
+    if found:
+        raise ValueError(f"a new run must have a folder without checkpoints, {folder} has those of steps {found}")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / RUN).write_text(json.dumps(run))
+    except OSError as error:
+        raise ValueError(f"checkpoints must have a folder that can be written to, got {folder}: {error}") from None
 
 
 def write_part(folder: Path, step: int, part: int, state: Mapping[str, Tensor]) -> None:
-    """One process's share of a checkpoint."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it is meant that no process group is used
+    """One process's share of a checkpoint. Raises: RuntimeError if it cannot be written"""
+    with _in_one_process(f"part {part} of a checkpoint at step {step} cannot be written"):
         checkpoint.save(dict(state), checkpoint_id=str(_unfinished(folder, step) / f"part{part}"), no_dist=True)
 
 
@@ -51,14 +78,13 @@ def steps(folder: Path) -> list[int]:
 
 
 def read(folder: Path, step: int, state: Mapping[str, Tensor]) -> None:
-    """Fill tensors by name. Raises: ValueError for a name that the checkpoint lacks"""
+    """Fill tensors by name. Raises: ValueError for a name that the checkpoint lacks; RuntimeError if it is damaged"""
     place = folder / f"step-{step}"
     index = json.loads((place / "index.json").read_text())
     if missing := sorted(state.keys() - index.keys()):
         raise ValueError(f"checkpoint {place.name} must hold every tensor, lacks {', '.join(missing)}")
     for part in sorted({index[name] for name in state}):
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with _in_one_process(f"{part} of checkpoint {place.name} cannot be read"):
             here = {name: tensor for name, tensor in state.items() if index[name] == part}
             checkpoint.load(here, checkpoint_id=str(place / part), no_dist=True)
 
@@ -67,6 +93,18 @@ def discard_unfinished(folder: Path) -> None:
     """Remove what was being written when its writers failed."""
     for leftover in folder.glob("step-*.part"):
         shutil.rmtree(leftover, ignore_errors=True)
+
+
+@contextmanager
+def _in_one_process(failure: str) -> Iterator[None]:
+    """Without a warning that there is no process group, and with errors that can be handled: torch's end the process"""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        except CheckpointException as error:  # not an Exception
+            why = "; ".join(str(each) for each, _ in error.failures.values())
+            raise RuntimeError(f"{failure}: {why}") from error
 
 
 def _unfinished(folder: Path, step: int) -> Path:

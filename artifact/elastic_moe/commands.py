@@ -15,6 +15,10 @@ import typer
 
 from artifact.elastic_moe.placement import METHODS
 
+MOST_NODES, MOST_SLOTS = 10_000, 1_000_000  # of a placement: its recovery is counted in minutes
+MOST_LOAD = 1e300  # sums of loads are floats
+MOST_HEARTBEAT_S = 3600
+
 Json = Annotated[bool, typer.Option("--json", help="print JSON")]
 
 
@@ -30,7 +34,7 @@ def place_experts(
     slots: Annotated[str, typer.Option(help="experts that a node holds: one number, or one a node (4,4,2)")],
     replicas: Annotated[str | None, typer.Option(help="copies of each expert (2,2,3)")] = None,
     loads: Annotated[str | None, typer.Option(help="load of each expert, to allocate replicas first")] = None,
-    min_replicas: Annotated[int, typer.Option(help="f, with --loads")] = 1,
+    min_replicas: Annotated[int | None, typer.Option(help="f, with --loads [default: 1]")] = None,
     method: Annotated[str, typer.Option(help=", ".join(METHODS))] = "mro",
     failures: Annotated[int | None, typer.Option(help="what --method best maximises: recovery from so many")] = None,
     failure_probability: Annotated[float, typer.Option(help="or else: from failures of this chance a node")] = 0.1,
@@ -44,8 +48,12 @@ def place_experts(
 
     if (replicas is None) == (loads is None):
         raise ValueError("give either --replicas or --loads, got " + ("neither" if loads is None else "both"))
+    if replicas is not None and min_replicas is not None:
+        raise ValueError(f"--min-replicas goes with --loads, got {min_replicas} and --replicas")
     if nodes < 1:
         raise ValueError(f"--nodes must be at least 1, got {nodes}")
+    if nodes > MOST_NODES:
+        raise ValueError(f"--nodes must be at most {MOST_NODES}, got {nodes}")
     if not 0 <= failure_probability <= 1:
         raise ValueError(f"--failure-probability must be in [0, 1], got {failure_probability}")
     if failures is not None and not 0 <= failures <= nodes:
@@ -57,10 +65,15 @@ def place_experts(
     if min(each) < 1:
         raise ValueError(f"--slots must be at least 1 on every node, got {min(each)}")
     slots_N = each * nodes if len(each) == 1 else each
+    if sum(slots_N) > MOST_SLOTS:
+        raise ValueError(f"--slots must be at most {MOST_SLOTS} on all nodes together, got {sum(slots_N)}")
     load_E = None if loads is None else _numbers("--loads", loads, _exact)
-    copies_E = (
-        _numbers("--replicas", str(replicas), int) if load_E is None else allocate(load_E, sum(slots_N), min_replicas)
-    )
+    if load_E is None:
+        copies_E = _numbers("--replicas", str(replicas), int)
+    else:
+        if beyond := [load for load in load_E if MOST_LOAD < abs(load) < math.inf]:
+            raise ValueError(f"--loads must be at most {MOST_LOAD:g}, got {str(beyond[0])[:40]}")
+        copies_E = allocate(load_E, sum(slots_N), 1 if min_replicas is None else min_replicas)
     if method == "best":
         place(method, [1, 1], [1, 1])  # what is compiled at its first use does not count
     start = time.perf_counter()
@@ -128,12 +141,17 @@ def train_model(
     for option, value in (("--checkpoint-interval", checkpoint_interval), ("--rebalance-interval", rebalance_interval)):
         if value < 1:
             raise ValueError(f"{option} must be at least 1, got {value}")
-    if not 0.1 <= heartbeat < math.inf:
-        raise ValueError(f"--heartbeat must be at least 0.1 seconds, got {heartbeat:g}")
+    if not 0.1 <= heartbeat <= MOST_HEARTBEAT_S:
+        raise ValueError(f"--heartbeat must be in [0.1, {MOST_HEARTBEAT_S}] seconds, got {heartbeat:g}")
     if method not in METHODS:
         raise ValueError(f"--method must be one of {', '.join(METHODS)}, got {method!r}")
     if device not in ("cpu", "cuda"):
         raise ValueError(f"--device must be cpu or cuda, got {device!r}")
+    if device == "cuda" and listen is None:
+        import torch
+
+        if (devices := torch.cuda.device_count()) < nodes:  # nccl takes one a process
+            raise ValueError(f"--device cuda must have a device for each of {nodes} nodes, found {devices}")
     if resume and checkpoints is None:
         raise ValueError("--resume goes with --checkpoints, got no folder")
     traces = {"p3": failures.spot, "infinitehbd": failures.infinitehbd}

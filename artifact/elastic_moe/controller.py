@@ -91,6 +91,7 @@ class Journal:
     held: dict[int, Message] = field(default_factory=dict)
     lost_steps: int = 0
     restarts: int = 0
+    ended_s: float = 0.0  # when training ended; its processes end later
 
     def now(self) -> float:
         return time.time() - self.epoch
@@ -138,8 +139,8 @@ class Controller:
     # Connections
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """The connection of an agent or a worker, until it closes."""
-        with closing(writer), suppress(ConnectionError, ValueError):
+        """The connection of an agent or a worker, until it closes, or the controller is interrupted."""
+        with closing(writer), suppress(ConnectionError, ValueError, asyncio.CancelledError):
             line = await reader.readline()
             hello = json.loads(line) if line else {}
             if hello.get("role") == "agent":
@@ -241,7 +242,8 @@ class Controller:
             self.launcher.start(node)
         for node, when, _, _ in self.settings.faults:  # of a node that takes no part, and so passes no point
             if when == step and node in self._members and node not in self._active:
-                self.launcher.kill(node)
+                self._faults[node] = {"kind": "kill", "point": "idle", "at": time.time()}
+                self._kill(node)
 
     def _saved(self, message: Message) -> None:
         if message["attempt"] != self._attempt:
@@ -252,13 +254,16 @@ class Controller:
             checkpoint.publish(self.settings.folder, message["step"])
             self.progress(self.journal.note("checkpoint", step=message["step"]))
 
+    def _kill(self, node: int) -> None:
+        if agent := self._agents.get(node):
+            agent.write(pack({"type": "kill"}))
+        self.launcher.kill(node)
+
     def _lose(self, member: Member, why: str) -> None:
         """A member is gone for good: one that is only stopped is killed."""
         del self._members[member.node]
         member.writer.close()
-        if agent := self._agents.get(member.node):
-            agent.write(pack({"type": "kill"}))
-        self.launcher.kill(member.node)
+        self._kill(member.node)
         fault = self._faults.pop(member.node, {})
         failed_at_s = fault["at"] - self.journal.epoch if fault else None
         lost = self.journal.note(
@@ -290,8 +295,6 @@ class Controller:
         try:
             await self._until(lambda: len(self._members) >= self.settings.nodes, self.settings.nodes)
             source, failed = ("checkpoint" if self.settings.resume else "new"), 0
-            if self.settings.resume and not checkpoint.steps(self.settings.folder):
-                raise ValueError(f"there must be a checkpoint to resume from, got none in {self.settings.folder}")
             while True:
                 before = set(self._members)
                 try:
@@ -309,7 +312,7 @@ class Controller:
                         raise RuntimeError(f"{failed} generations in turn have failed: {error}") from None
         finally:
             watch.cancel()
-            self._ended = True
+            self._ended, self.journal.ended_s = True, self.journal.now()
             for member in self._members.values():
                 member.tell(type="end")
 
@@ -339,7 +342,6 @@ class Controller:
         """Stop, hear, plan, let each fetch, go. Returns where the next generation has its state from: the nodes"""
         self._attempt += 1
         self._parts.clear()
-        checkpoint.discard_unfinished(self.settings.folder)
         began_s = self.journal.now()
         for member in self._members.values():
             member.stopped = member.halted = member.failed = None
@@ -348,6 +350,7 @@ class Controller:
         self._told = set(self._members)
         await self._until(lambda: all(self._members[node].stopped for node in self._told & set(self._members)))
         standing = {node: self._members[node].stopped or {} for node in self._told & set(self._members)}
+        checkpoint.discard_unfinished(self.settings.folder)  # not before: a member may have been writing its part
         stopped_s = self.journal.now()
         if self.settings.system == "ds" and self._unmended and source == "nodes":
             raise _Interrupted("a node is lost")

@@ -8,6 +8,8 @@ import socket
 import subprocess
 import sys
 import tempfile
+from bisect import bisect_right
+from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -26,13 +28,15 @@ from artifact.elastic_moe.wire import Message
 POINTS = ("forward", "backward", "allreduce", "vote", "apply", "migration", "checkpoint")
 """Where a node can be made to fail: between a layer's two all-to-alls; half through the backward pass; between the
 all-reduces of the dense and the experts' gradients; half through its vote; between vote and optimizer step; before
-experts move, and before a checkpoint is written, for the first time from the step on."""
+experts move, and before a checkpoint is written. It fails there for the first time from the step on: at the step itself
+if it takes part in it and gets there, and where experts move or a checkpoint is written at that step."""
 
 
 @dataclass
 class Result:
     """What a training run went through; times in seconds.
 
+    seconds: from the first generation on, until training ended
     ended: "finished", or why it ended before its last step
     """
 
@@ -69,23 +73,24 @@ def train(
 
     kills, stops: (node, step, point): the node is killed (SIGKILL) or stopped (SIGSTOP) at that point of that step
     joins:        steps at which one more node is started; it is numbered after all before it
-    trace:        failures and joins, a minute of it being a step
+    trace:        more failures and joins, a minute of it being a step
     folder:       of checkpoints, kept; without it they go when the run ends
     listen:       address to wait at for nodes from elsewhere (see `node`); none is started here
     forks:        what starts the nodes; the same one for several runs saves their start
     options:      fields of `Settings`
-    Raises: ValueError for an unknown preset, system or point, numbers out of range, and a folder that has checkpoints
-            of another run, unless it is to be resumed
+    Raises: ValueError for an unknown preset, system or point, numbers out of range, a node that fails twice or before
+            it joins, an address that cannot be listened at, and folders as `checkpoint.prepare`
     """
+    joins = sorted(joins)
     if trace is not None:
-        traced = _replayed(trace, nodes, steps)
-        kills, joins = [*kills, *traced[0]], sorted([*joins, *traced[1]])
+        asked = {node for node, _, _ in (*kills, *stops)}
+        traced, joins = _replayed(trace, nodes, steps, joins)
+        kills = [*kills, *(each for each in traced if each[0] not in asked)]
     _check(nodes, steps, preset, system, [*kills, *stops], joins)
     faults = [(*each, "kill") for each in kills] + [(*each, "stop") for each in stops]
     with ExitStack() as stack:
         if folder is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="checkpoints-")))
-        folder.mkdir(parents=True, exist_ok=True)
         settings = Settings(
             PRESETS[preset],
             system,
@@ -93,11 +98,10 @@ def train(
             steps,
             folder=folder.resolve(),
             faults=tuple(faults),
-            joins=tuple(sorted(joins)),
+            joins=tuple(joins),
             **options,
         )
-        if not settings.resume and (found := checkpoint.steps(folder)):
-            raise ValueError(f"a new run must have a folder without checkpoints, {folder} has those of steps {found}")
+        checkpoint.prepare(folder, {"preset": preset, "seed": settings.seed}, steps, resume=settings.resume)
         if listen is None and forks is None:
             forks = stack.enter_context(Forks())
         return _in_a_thread(_run(settings, listen, forks, progress))
@@ -130,6 +134,11 @@ async def _run(
     from torch import distributed
 
     host, port = listen or ("127.0.0.1", 0)
+    try:
+        family = socket.getaddrinfo(host, port)[0][0]
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        raise ValueError(f"an address must be one of this machine and free, got {host}:{port}: {error}") from None
     store = distributed.TCPStore(
         host, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=settings.timeout_s)
     )
@@ -139,12 +148,13 @@ async def _run(
     launcher.open(server.sockets[0].getsockname())
     ended = "finished"
     try:
-        for node in range(settings.nodes):
-            launcher.start(node)
-        await controller.run()
+        try:
+            for node in range(settings.nodes):
+                launcher.start(node)
+            await controller.run()
+        except (ValueError, RuntimeError, TimeoutError) as error:
+            ended = str(error)
         await controller.closed()
-    except (ValueError, RuntimeError, TimeoutError) as error:
-        ended = str(error)
     finally:
         server.close()
     return _result(controller.journal, settings, ended)
@@ -152,14 +162,14 @@ async def _run(
 
 def _result(journal: Journal, settings: Settings, ended: str) -> Result:
     began = next((event["at_s"] for event in journal.events if event["event"] == "generation"), 0.0)
-    seconds = journal.now() - began
+    seconds = journal.ended_s - began
     return Result(
         losses=[journal.losses[step] for step in sorted(journal.losses)],
         members=[journal.members[step] for step in sorted(journal.members)],
         failures=journal.failures,
         lost_steps=journal.lost_steps,
         restarts=journal.restarts,
-        tokens_per_second=len(journal.losses) * settings.preset.step_tokens / seconds,
+        tokens_per_second=len(journal.losses) * settings.preset.step_tokens / seconds if seconds > 0 else 0.0,
         seconds=seconds,
         ended=ended,
         events=journal.events,
@@ -221,8 +231,13 @@ class Elsewhere:
         """Nothing: its agent does, if it can."""
 
 
-def _replayed(trace: Trace, nodes: int, steps: int) -> tuple[list[tuple[int, int, str]], list[int]]:
-    """Kills and joins of a trace, a minute a step, from the first minute at which it has so many nodes."""
+def _replayed(
+    trace: Trace, nodes: int, steps: int, others: Sequence[int]
+) -> tuple[list[tuple[int, int, str]], list[int]]:
+    """Kills and joins of a trace, a minute a step, from the first minute at which it has so many nodes.
+
+    others: steps of joins beside it, in order; they are among the joins returned, and counted in the numbers of nodes
+    """
     starts = [0.0, *(event.time_s for event in trace.events)]
     start = next((time_s for time_s in starts if len(trace.nodes_at(time_s)) >= nodes), None)
     if start is None:
@@ -230,15 +245,16 @@ def _replayed(trace: Trace, nodes: int, steps: int) -> tuple[list[tuple[int, int
     number = {node: place for place, node in enumerate(trace.nodes_at(start)[:nodes])}
     unused = set(trace.nodes_at(start)[nodes:])
     kills: list[tuple[int, int, str]] = []
-    joins: list[int] = []
+    joins = list(others)
     for event in trace.events:
-        step = round((event.time_s - start) / 60)
-        if not 0 < step < steps or event.time_s <= start:
+        step = max(round((event.time_s - start) / 60), 1)
+        if event.time_s <= start or step >= steps:
             continue
         for node in event.nodes:
             if event.kind == "join":
-                number[node] = nodes + len(joins)
-                joins.append(step)
+                place = bisect_right(joins, step)
+                number[node] = nodes + place
+                joins.insert(place, step)
             elif node not in unused:
                 kills.append((number[node], step, "backward"))
             unused.discard(node)
@@ -266,6 +282,14 @@ def _check(
             raise ValueError(f"a node that fails must be in [0, {nodes + len(joins)}), got {node}")
         if not 0 <= step < steps:
             raise ValueError(f"a node must fail at a step in [0, {steps}), got {step}")
+    for node, step, _ in faults:
+        if node >= nodes and step < joins[node - nodes]:
+            raise ValueError(
+                f"node {node} must fail no sooner than it joins, at step {joins[node - nodes]}, got {step}"
+            )
+    for node, count in Counter(node for node, _, _ in faults).items():
+        if count > 1:
+            raise ValueError(f"a node must fail once, got {count} failures of node {node}")
     for step in joins:
         if not 0 <= step < steps:
             raise ValueError(f"a node must join at a step in [0, {steps}), got {step}")

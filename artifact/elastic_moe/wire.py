@@ -22,10 +22,10 @@ CONTROLLER_GONE = 3
 
 
 def address_of(text: str) -> tuple[str, int]:
-    """HOST:PORT in two. Raises: ValueError for any other text"""
+    """HOST:PORT in two. Raises: ValueError for any other text, or a port above 65535"""
     host, _, port = text.rpartition(":")
-    if not host or not port.isdecimal():
-        raise ValueError(f"an address must be HOST:PORT, got {text!r}")
+    if not host or not port.isdecimal() or int(port) > 65535:
+        raise ValueError(f"an address must be HOST:PORT with a port up to 65535, got {text!r}")
     return host, int(port)
 
 

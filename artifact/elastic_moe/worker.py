@@ -286,8 +286,8 @@ class Worker:
         """Die or stop, with the whole node, where that is asked for here."""
         for when, where, kind in self._faults:
             now = self._live()[0].applied if step is None else step
-            # A migration or a checkpoint is not at every step: the first one from then on.
-            if where == point and (now == when or (now > when and point in ("migration", "checkpoint"))):
+            # Not at that step only: none migrates at every step, nor does a node that joins take part from its step on.
+            if where == point and now >= when:
                 if point == "vote":
                     self._live()[1].vote(told=(self._live()[1].size - 1) // 2)
                     time.sleep(0.05)

@@ -160,23 +160,25 @@ def layer(plans, rows_of, expert_of_run):
 
 
 def test_outputs_and_gradients_equal_a_dense_layer_in_10000_cases():
-    # Each expert of each size is a case of its own; each rank has its own copy of the weights, poisoned where it holds
-    # none, and gradients of copies are summed.
+    # Each expert of ten large layers is a case of its own, and so is each of 1,000 small layers. Each rank has its own
+    # copy of the weights, poisoned where it holds none, and gradients of copies are summed.
     rng, width = np.random.default_rng(2), 4
-    for ranks in range(1, 11):
-        torch.manual_seed(ranks)
-        tokens_SE, replicas_RE = random_columns(rng, ranks, 1000)
+    large = [(ranks, 1000) for ranks in range(1, 11)]
+    small = rng.integers(1, (9, 13), size=(1000, 2)).tolist()
+    torch.manual_seed(2)
+    for ranks, experts in large + small:
+        tokens_SE, replicas_RE = random_columns(rng, ranks, experts)
         expert_of = choices(rng, tokens_SE)
         plans = [plan(expert_of[rank], replicas_RE, tokens_SE, rank) for rank in range(ranks)]
-        weight = torch.randn(1000, width, width) / 2
+        weight = torch.randn(experts, width, width) / 2
         copies = [weight.clone().requires_grad_() for _ in range(ranks)]
         for rank in range(ranks):
             copies[rank].data[replicas_RE[rank] == 0] = torch.nan
         rows_of = [torch.randn(len(expert_T), width, requires_grad=True) for expert_T in expert_of]
         target_of = [torch.randn_like(rows) / 8 for rows in rows_of]
 
-        def run(rank, rows, expert_counts, copies=copies):
-            expert_N = torch.arange(1000).repeat_interleave(torch.tensor(expert_counts))
+        def run(rank, rows, expert_counts, copies=copies, experts=experts):
+            expert_N = torch.arange(experts).repeat_interleave(torch.tensor(expert_counts))
             return torch.einsum("nd,ndk->nk", rows, copies[rank][expert_N]).tanh()
 
         found = layer(plans, rows_of, run)

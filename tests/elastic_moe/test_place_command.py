@@ -102,6 +102,14 @@ def test_people_read_a_table(run):
         (("--replicas", "2,2", "--nodes", 2, "--slots", 2, "--failures", 3), "--failures must be in [0, 2]"),
         (("--loads", "1,1", "--nodes", 2, "--slots", 2, "--min-replicas", 0), "min_replicas must be at least 1, got 0"),
         (("--replicas", "2,2", "--nodes", 2, "--slots", 2, "--failure-probability", 2), "in [0, 1], got 2"),
+        (
+            ("--replicas", "2,2", "--nodes", 2, "--slots", 2, "--min-replicas", 2),
+            "--min-replicas goes with --loads, got 2",
+        ),
+        (("--replicas", "2,2", "--nodes", 10**30, "--slots", 2), "--nodes must be at most 10000, got 1000000"),
+        (("--replicas", "2,2", "--nodes", 2, "--slots", 10**12), "at most 1000000 on all nodes together, got 20000000"),
+        (("--loads", f"1,{10**400}", "--nodes", 2, "--slots", 2), "--loads must be at most 1e+300, got 1000"),
+        (("--loads", f"1,-{10**400}", "--nodes", 2, "--slots", 2), "--loads must be at most 1e+300, got -1000"),
         (("--replicas", "2,2", "--nodes", 2, "--slots", 2, "--seed", -1), "--seed must not be negative, got -1"),
     ],
 )

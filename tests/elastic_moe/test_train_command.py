@@ -22,6 +22,21 @@ def test_example(run):
     assert err.count("step {") == 6  # progress
 
 
+@pytest.mark.slow
+def test_training_that_cannot_go_on_says_why_and_nothing_else(run):
+    status, out, err = run("train-moe", "--nodes", 2, "--steps", 6, "--kill", "1@3", "--json")
+    assert status == 1
+    assert "got 1 nodes with 4 slots" in json.loads(out)["ended"]
+    assert {line.split()[0] for line in err.splitlines()} == {"joined", "generation", "step", "lost"}
+
+
+def test_refused_where_there_are_too_few_devices(run, monkeypatch):
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    status, out, err = run(*EXAMPLE, "--device", "cuda")
+    assert (status, out) == (2, "")
+    assert "--device cuda must have a device for each of 4 nodes, found 3" in err and err.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
@@ -35,9 +50,17 @@ def test_example(run):
         (("--trace", "p9"), "--trace must be one of p3, infinitehbd, got 'p9'"),
         (("--method", "magic"), "got 'magic'"),
         (("--checkpoint-interval", 0), "--checkpoint-interval must be at least 1, got 0"),
-        (("--heartbeat", 0), "--heartbeat must be at least 0.1 seconds, got 0"),
+        (("--heartbeat", 0), "--heartbeat must be in [0.1, 3600] seconds, got 0"),
+        (("--heartbeat", "nan"), "got nan"),
+        (("--heartbeat", 1e12), "got 1e+12"),
         (("--device", "tpu"), "--device must be cpu or cuda, got 'tpu'"),
-        (("--listen", "here"), "must be HOST:PORT, got 'here'"),
+        (("--listen", "here"), "must be HOST:PORT with a port up to 65535, got 'here'"),
+        (("--listen", "localhost:99999"), "got 'localhost:99999'"),
+        (("--listen", "192.0.2.1:5000"), "an address must be one of this machine and free, got 192.0.2.1:5000"),
+        (("--kill", "1@2", "--stop", "1@4"), "a node must fail once, got 2 failures of node 1"),
+        (("--kill", "4@2", "--join", 3), "node 4 must fail no sooner than it joins, at step 3, got 2"),
+        (("--checkpoints", "/dev/null"), "must have a folder that can be written to, got /dev/null"),
+        (("--checkpoints", "/dev/null/none", "--resume"), "a checkpoint to resume from, got none in /dev/null/none"),
         (("--resume",), "--resume goes with --checkpoints, got no folder"),
         (("--seed", -1), "--seed must not be negative, got -1"),
     ],

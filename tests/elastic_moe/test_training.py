@@ -1,11 +1,15 @@
 """Real processes: killed, stopped and joining in every phase of a step, they train as one process would."""
 
+import asyncio
+import time
+
 import pytest
 import torch
 from training_runs import TINY, alone, checked
 
 from artifact.elastic_moe import checkpoint
 from artifact.elastic_moe.collectives import Group
+from artifact.elastic_moe.controller import Controller
 from artifact.elastic_moe.failures import Event, Trace
 from artifact.elastic_moe.training import train
 
@@ -34,6 +38,15 @@ def test_several_at_once_during_migration_and_before_a_checkpoint(forks, tmp_pat
     assert result.lost_steps == result.restarts == 0
     # The one of step 8 was given up when its writer died; the one before it is whole.
     assert checkpoint.steps(tmp_path) == [4]
+    assert not list(tmp_path.glob("*.part"))
+
+
+def test_killed_while_the_others_write_a_checkpoint(forks, tmp_path):
+    """What a survivor is writing is discarded only once it has stopped writing."""
+    options = {"checkpoint_interval": 4, "folder": tmp_path, "forks": forks, "seed": 0}
+    result = checked(train(nodes=4, steps=6, kills=[(1, 3, "apply")], **options), 6)
+    assert [each["node"] for each in result.failures] == [1]
+    assert result.lost_steps == result.restarts == 0
     assert not list(tmp_path.glob("*.part"))
 
 
@@ -80,6 +93,32 @@ def test_systems_train_alike_and_differ_in_what_a_failure_costs(forks):
     assert ds.failures[0]["outage_s"] > 3 * lazarus.failures[0]["outage_s"]  # its processes start anew
 
 
+def test_a_node_that_takes_no_part_is_killed_too(forks):
+    """Of five nodes, DS(FT) uses four: groups of two."""
+    result = checked(train(nodes=5, steps=8, system="ds-ft", kills=[(4, 3, "backward")], forks=forks, seed=0), 8)
+    assert result.members == [[0, 1, 2, 3]] * 8
+    (failure,) = result.failures
+    assert (failure["node"], failure["kind"], failure["point"]) == (4, "kill", "idle")
+    assert 0 < failure["detected_after_s"] < 2
+    assert failure["outage_s"] is None  # nobody waits
+
+
+def test_seconds_are_those_of_training_not_of_the_end_of_its_processes(forks, monkeypatch):
+    closed = Controller.closed
+
+    async def late(controller):
+        await asyncio.sleep(1)
+        await closed(controller)
+
+    monkeypatch.setattr(Controller, "closed", late)
+    began = {}
+    result = train(
+        nodes=2, steps=2, forks=forks, seed=0, progress=lambda each: began.setdefault(each["event"], time.monotonic())
+    )
+    since = time.monotonic() - began["generation"]
+    assert 0 < checked(result, 2).seconds <= since - 1
+
+
 def test_rebalance_follows_the_loads(forks):
     result = checked(train(nodes=6, steps=10, rebalance_interval=4, forks=forks, seed=0), 10)
     plans = [event for event in result.events if event["event"] == "generation"]
@@ -101,6 +140,19 @@ def test_too_few_nodes_end_training_and_say_so(forks):
     result = train(nodes=2, steps=6, kills=[(1, 3, "backward")], forks=forks, seed=0)
     assert "got 1 nodes with 4 slots" in result.ended
     assert result.losses == pytest.approx(alone()[:3], rel=1e-4)
+
+
+def test_a_checkpoint_that_cannot_be_written_or_read_is_an_error_to_handle(tmp_path):
+    state = {"weight": torch.arange(3.0)}
+    (tmp_path / "step-2.part").touch()
+    with pytest.raises(RuntimeError, match=r"part 0 of a checkpoint at step 2 cannot be written: .*Not a directory"):
+        checkpoint.write_part(tmp_path, 2, 0, state)
+    checkpoint.write_part(tmp_path, 3, 0, state)
+    place = checkpoint.publish(tmp_path, 3)
+    for written in place.glob("part0/*.distcp"):
+        written.unlink()
+    with pytest.raises(RuntimeError, match=r"part0 of checkpoint step-3 cannot be read: .*No such file"):
+        checkpoint.read(tmp_path, 3, state)
 
 
 @pytest.mark.gpu
@@ -126,11 +178,35 @@ def test_collectives_over_nccl_keep_a_rank_alone_as_it_is():
 
 
 def test_checkpoints_of_another_run_are_left_alone(tmp_path):
-    (tmp_path / "step-4").mkdir()
-    (tmp_path / "step-4" / "index.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"must have a folder without checkpoints, .* has those of steps \[4\]"):
-        train(nodes=4, steps=5, folder=tmp_path, seed=0)
+    run = {"preset": "tiny", "seed": 0}
+    checkpoint.prepare(tmp_path, run, 5, resume=False)
+    checkpoint.write_part(tmp_path, 4, 0, {"weight": torch.zeros(1)})
+    checkpoint.publish(tmp_path, 4)
+    wrong = [
+        ({"steps": 5}, r"must have a folder without checkpoints, .* has those of steps \[4\]"),
+        ({"steps": 4, "resume": True}, r"steps must be more than the 4 of the checkpoint in .*, got 4"),
+        ({"steps": 5, "resume": True, "seed": 1}, r"resumed with what it began with, .* got {'preset': 'tiny', 'seed'"),
+        ({"steps": 5, "resume": True, "preset": "small"}, r"got {'preset': 'small', 'seed': 0}"),
+    ]
+    for changed, told in wrong:
+        with pytest.raises(ValueError, match=told):
+            train(**{"nodes": 4, "folder": tmp_path, "seed": 0, **changed})
     assert checkpoint.steps(tmp_path) == [4]
+
+
+def test_a_node_that_joins_can_be_killed_at_the_step_of_its_join(forks):
+    """It takes part from a step after that one on, and is killed in its first."""
+    result = checked(train(nodes=4, steps=12, joins=[3], kills=[(4, 3, "backward")], forks=forks, seed=0), 12)
+    assert [each["node"] for each in result.failures] == [4]
+    assert result.lost_steps == result.restarts == 0
+
+
+def test_joins_beside_a_trace_are_counted_in_the_numbers_of_its_nodes(forks):
+    events = (Event(120.0, "fail", (1,)), Event(240.0, "join", (1,)), Event(600.0, "fail", (1,)))
+    trace = Trace("made", (0, 1, 2, 3), events)
+    result = checked(train(nodes=4, steps=14, joins=[2], trace=trace, forks=forks, seed=0), 14)
+    assert [each["node"] for each in result.failures] == [1, 5]  # 4 is the node that joins at step 2
+    assert result.members[-1] == [0, 2, 3, 4]
 
 
 @pytest.mark.parametrize(
@@ -144,6 +220,8 @@ def test_checkpoints_of_another_run_are_left_alone(tmp_path):
         ({"kills": [(4, 1, "backward")]}, r"a node that fails must be in \[0, 4\), got 4"),
         ({"kills": [(1, 9, "backward")]}, r"a node must fail at a step in \[0, 5\), got 9"),
         ({"kills": [(1, 1, "lunch")]}, "a point must be one of .*, got 'lunch'"),
+        ({"kills": [(1, 1, "backward")], "stops": [(1, 3, "vote")]}, "a node must fail once, got 2 failures of node 1"),
+        ({"joins": [3], "kills": [(4, 2, "vote")]}, "node 4 must fail no sooner than it joins, at step 3, got 2"),
         ({"joins": [7]}, r"a node must join at a step in \[0, 5\), got 7"),
     ],
 )
