@@ -21,7 +21,7 @@ def plot_exactness(table: pd.DataFrame) -> Figure:
     rng = np.random.default_rng(0)
     tiny = 1e-9  # where a difference of exactly 0 is drawn
     for column, color, label in (
-        ("difference", BLUE, "resumed"),
+        ("difference", BLUE, "resumed (at the bottom: no difference at all)"),
         ("difference_of_control", RED, "control: recurrent states lost"),
     ):
         for place, model in enumerate(models):
