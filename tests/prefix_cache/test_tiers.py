@@ -17,7 +17,7 @@ from artifact.prefix_cache.admission import (
 )
 from artifact.prefix_cache.block_cache import BlockCache
 from artifact.prefix_cache.cache import PrefixCache
-from artifact.prefix_cache.eviction import NONE, NOW, FlopAware, Lru, Tuned, least_useful
+from artifact.prefix_cache.eviction import NONE, NOW, FlopAware, Lru, Tuned, least_recent, least_useful
 from artifact.prefix_cache.fidelity import ARTIFACT
 from artifact.prefix_cache.radix_tree import ROOT
 from artifact.prefix_cache.replay import GB, MARCONI, SGLANG, VLLM, operations, replay
@@ -228,6 +228,31 @@ def test_what_a_request_holds_is_not_evicted_until_it_is_released(eviction):
     cache.release(holding[2])
     cache.insert([4, 4, 4, 4, 4, 4])
     assert (4, 4, 4, 4, 4, 4) in states_held(cache.device) and cache.index.used_bytes <= 2 * one
+
+
+def test_the_tuner_runs_whatever_is_in_flight_when_its_window_ends(random_requests):
+    """Then lookups follow each other, and the number of requests passes the window's end between two insertions."""
+    cache, in_flight = TieredCache(index(Tuned(2)), debug=True), []
+    for number, (inp, out) in enumerate(random_requests(0)):
+        in_flight.append((cache.lookup(inp), inp + out))
+        for hit, tokens in in_flight if number % 5 == 4 else ():
+            cache.release(hit)
+            cache.insert(tokens)
+            cache.lookup(tokens)
+        in_flight = [] if number % 5 == 4 else in_flight
+    tuner = cache.index._tuner
+    assert cache.index.tuned and not tuner._window and cache.index.requests > tuner._due
+
+
+def test_the_tuner_replays_as_if_nobody_held_anything():
+    one = SMALL.checkpoint_bytes + SMALL.kv_bytes(4)
+    cache = TieredCache(index(Tuned(5), capacity=2 * one), debug=True)
+    serve(cache, [([1, 1, 1, 1], []), ([2, 2, 2, 2], [])])
+    hit = cache.lookup([1, 1, 1, 1])
+    cache.insert([3, 3, 3, 3])  # the first eviction: the tuner's copy is taken
+    copy = cache.index._tuner._snapshot
+    assert not copy.order.pins.any() and least_recent(copy.order) == hit.node
+    assert cache.index.state.order.pins[hit.node] == 1 and least_recent(cache.index.state.order) != hit.node
 
 
 def test_pinned_blocks_stay_too():
