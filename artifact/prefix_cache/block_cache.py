@@ -496,8 +496,8 @@ class BlockCache:
         columns = {name: arrays[f"tree.{name}"] for name in BlockTree._fields if name != "events"}
         self._tree = BlockTree(**columns, events=np.zeros((0, 4), np.int64))
         self._order = Order(*(arrays[f"order.{name}"] for name in Order._fields))
-        for name, value in values.items():
-            setattr(self, name, value)
+        self.requests, self.peak_bytes = values["requests"], values["peak_bytes"]
+        self.first_eviction_request = values["first_eviction_request"]
         self._order.pins[:] = 0
         for live in self.live_nodes():
             self.pin(live.node, 0)
