@@ -99,7 +99,8 @@ class ModelStates:
     some count positions from 0. At construction a probe compares each way of resuming with a cold prefill and takes
     the first that is right.
 
-    Raises: DoesNotResume if no way is right; ValueError if a layer keeps less than a state per token (sliding windows)
+    Raises: DoesNotResume if no way is right; ValueError if a layer keeps less than a state per token (sliding windows),
+            or no layer a recurrent state (attention alone, or a class with a cache of its own kind)
     """
 
     resume: str
@@ -297,3 +298,5 @@ class ModelStates:
                 self._slots += [_Slot(number, "conv", i) for i, on in layer.is_conv_states_initialized.items() if on]
                 on_recurrent = layer.is_recurrent_states_initialized.items()
                 self._slots += [_Slot(number, "recurrent", i) for i, on in on_recurrent if on]
+        if not self._slots:
+            raise ValueError(f"a model must keep recurrent states in its cache, {type(self.model).__name__} keeps none")

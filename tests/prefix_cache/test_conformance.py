@@ -94,6 +94,7 @@ def test_without_json_each_case_is_a_line(run):
     [
         (("conformance", "gpt"), "model must be one of nemotron-h-tiny, "),
         (("conformance", "granite-tiny", "--device", "tpu"), "--device must be cpu or cuda, got 'tpu'"),
+        (("conformance", "granite-tiny", "--seed", 2**63), "--seed must lie within [0, 2**63), got 9"),
         (("conformance",), "Missing argument 'model'"),
     ],
 )

@@ -131,8 +131,10 @@ def test_placements_by_name():
         with pytest.raises(ValueError, match="placement must be branch, end, chunk:TOKENS or every:TOKENS, got"):
             parse_placement(text)
     for made, name in ((ChunkAligned, "chunk"), (EveryBlocks, "block_size")):
-        with pytest.raises(ValueError, match=f"{name} must be positive, got 0"):
+        with pytest.raises(ValueError, match=f"{name} must be positive and below 2\\*\\*31, got 0"):
             made(0)
+        with pytest.raises(ValueError, match=f"{name} must be positive and below "):
+            made(2**31)
     with pytest.raises(ValueError, match="placement must be AtBranch"):
         PrefixCache(SMALL, capacity_bytes=1, fidelity=ARTIFACT, placement=EndOnly())
 
