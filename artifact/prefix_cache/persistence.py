@@ -26,7 +26,10 @@ FORMAT = "prefix-cache-1"
 
 
 def save(cache: TieredCache, path: str | Path, model: str) -> None:
-    """Write the cache; `model` is the fingerprint of what made its states. Requests in flight are not part of it."""
+    """Write the cache; `model` is the fingerprint of what made its states. Requests in flight are not part of it.
+
+    Raises: OSError if the file cannot be written; one that was there stays
+    """
     tensors: dict[str, Tensor] = {}
     header: dict[str, Any] = {"model": model, "tiers": []}
     for number, tier in enumerate(cache.tiers):
@@ -42,7 +45,10 @@ def save(cache: TieredCache, path: str | Path, model: str) -> None:
     written = json.dumps(header, sort_keys=True)
     metadata = {"format": FORMAT, "header": written, "sha256": _digest(written, tensors)}
     with paths.replacing(Path(path)) as temporary:
-        save_file(tensors, temporary, metadata)
+        try:
+            save_file(tensors, temporary, metadata)
+        except SafetensorError as error:
+            raise OSError(f"{path} cannot be written: {error}") from error
 
 
 def load(cache: TieredCache, path: str | Path, model: str) -> None:

@@ -6,7 +6,7 @@ import struct
 import numpy as np
 import pytest
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from artifact.prefix_cache import persistence
@@ -194,12 +194,13 @@ def test_a_file_with_the_sha256_of_other_contents_is_refused_and_the_cache_start
         serve(restarted, tokens)
 
 
-def test_a_save_that_fails_leaves_the_last_one(model, saved, monkeypatch):
+@pytest.mark.parametrize("kind", [OSError, SafetensorError])
+def test_a_save_that_fails_leaves_the_last_one(model, saved, monkeypatch, kind):
     engine, path = saved
     before = path.read_bytes()
 
     def fail(*arguments, **options):
-        raise OSError("disk is full")
+        raise kind("disk is full")
 
     monkeypatch.setattr("artifact.prefix_cache.persistence.save_file", fail)
     with pytest.raises(OSError, match="disk is full"):
