@@ -5,6 +5,7 @@ Shape legend: L = tokens, H = KV heads, D = width of a head, V = vocabulary
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from transformers.cache_utils import (
 )
 
 from artifact.prefix_cache.carried_scan import carried, has_selective_scan
+from artifact.prefix_cache.ssd import implementation
 
 DIRECT, POSITION_IDS, CARRIED, TOKEN_BY_TOKEN = "direct", "position_ids", "carried state", "token by token"
 WAYS = {
@@ -32,6 +34,8 @@ WAYS = {
     TOKEN_BY_TOKEN: "one token a call",
 }
 _KINDS = (DummyLayer, DynamicLayer, LinearAttentionLayer, LinearAttentionAndFullAttentionLayer)
+_MAMBA_SSM = "selective_state_update"
+"""How a function's name ends in the modules of `transformers` that scan with mamba-ssm where it is there."""
 _PROBE_PREFIX, _PROBE_PIECES = 41, (7, 1, 4)
 
 
@@ -127,6 +131,15 @@ class ModelStates:
     def device(self) -> torch.device:
         """Where the model is."""
         return self.model.device
+
+    @property
+    def scan(self) -> str:
+        """What scans, and why; a class that has no scan of mamba-ssm's has its own."""
+        module = sys.modules[type(self.model).__module__]
+        if not any(name.endswith(_MAMBA_SSM) for name in vars(module)):
+            return f"transformers: {type(self.model).__name__} has no scan of mamba-ssm's"
+        chosen = implementation(self.device, self.model.dtype)
+        return f"{chosen.name}: {chosen.reason}"
 
     # running ---------------------------------------------------------------------------------------------------
     def start(self) -> Running:
