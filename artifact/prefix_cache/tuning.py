@@ -54,14 +54,15 @@ class Tuner:
         count = len(operations.kind)
         if self.done or self._due is None:
             return count
-        missing = self._due - cache.requests
-        if missing <= 0:
-            due = missing == 0 or self.robust  # with several requests in flight the number may be passed
-            if due and operations.kind[done] == INSERT:
-                self._tune(cache)
+        missing, kinds = self._due - cache.requests, operations.kind[done:]
+        if missing > 0:
+            lookups = np.flatnonzero(kinds == LOOKUP)
+            return count if missing > len(lookups) else done + int(lookups[missing - 1]) + 1
+        if kinds[0] == INSERT and (self.robust or missing == 0):
+            self._tune(cache)
             return count
-        lookups = np.flatnonzero(operations.kind[done:] == LOOKUP)
-        return count if missing > len(lookups) else done + int(lookups[missing - 1]) + 1
+        insertions = np.flatnonzero(kinds == INSERT)  # with several requests in flight lookups may come first
+        return done + int(insertions[0]) if self.robust and len(insertions) else count
 
     def record(self, operations: Operations, first: int, last: int) -> None:
         """Operations that the cache has done: they may have to be replayed."""

@@ -16,7 +16,7 @@ from artifact.prefix_cache.admission import (
     wanted_states,
 )
 from artifact.prefix_cache.block_cache import BlockCache
-from artifact.prefix_cache.cache import PrefixCache
+from artifact.prefix_cache.cache import INSERT, LOOKUP, Operations, PrefixCache
 from artifact.prefix_cache.eviction import NONE, NOW, FlopAware, Lru, Tuned, least_recent, least_useful
 from artifact.prefix_cache.fidelity import ARTIFACT
 from artifact.prefix_cache.radix_tree import ROOT
@@ -233,17 +233,18 @@ def test_what_a_request_holds_is_not_evicted_until_it_is_released(eviction):
 
 
 def test_the_tuner_runs_whatever_is_in_flight_when_its_window_ends(random_requests):
-    """Then lookups follow each other, and the number of requests passes the window's end between two insertions."""
-    cache, in_flight = TieredCache(index(Tuned(2)), debug=True), []
-    for number, (inp, out) in enumerate(random_requests(0)):
-        in_flight.append((cache.lookup(inp), inp + out))
-        for hit, tokens in in_flight if number % 5 == 4 else ():
-            cache.release(hit)
-            cache.insert(tokens)
-            cache.lookup(tokens)
-        in_flight = [] if number % 5 == 4 else in_flight
-    tuner = cache.index._tuner
-    assert cache.index.tuned and not tuner._window and cache.index.requests > tuner._due
+    """Several lookups, then their insertions: the number of requests passes the window's end between two lookups."""
+    made = [np.array(inp + out, np.int32) for inp, out in random_requests(0, count=96)]
+    pool, length = np.concatenate(made), np.array([len(tokens) for tokens in made])
+    groups = [range(5), *(range(i, i + 7) for i in range(5, 96, 7))]
+    order = np.array([number for group in groups for number in (*group, *group)])
+    kind = np.array([kind for group in groups for kind in (LOOKUP, INSERT) for _ in group])
+    starts = np.cumsum(length) - length
+    at_once, one_by_one = index(Tuned(2)), TieredCache(index(Tuned(2)), debug=True)
+    together = Operations(pool, starts[order], length[order], kind)
+    hits, _ = at_once.run(together)
+    assert hits.tolist() == one_by_one.run(together)[0].tolist()
+    assert at_once._tuner._due == 15 and at_once.tuned and at_once.tuner_scores == one_by_one.index.tuner_scores
 
 
 def test_the_tuner_replays_as_if_nobody_held_anything():
