@@ -131,7 +131,7 @@ def bytes_needed(costs, num_states, num_tokens, raw):
 
 
 @njit(cache=True)
-def num_states_published(found, num_tokens):
+def num_states_published(found):
     """What the published simulator reserves: the last token's checkpoint also where the sequence ends in the tree."""
     return 2 if found.raw > found.reused else 1
 

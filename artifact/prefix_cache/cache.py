@@ -208,7 +208,7 @@ def _set_pins(state, rules, found, change):
 def _bytes_needed(state, rules, num_tokens, found, computed_from, available):
     """Bytes that caching a sequence adds, given its match."""
     if not rules.fixes.pin_path:
-        return bytes_needed(rules.costs, num_states_published(found, num_tokens), num_tokens, found.raw)
+        return bytes_needed(rules.costs, num_states_published(found), num_tokens, found.raw)
     wanted = wanted_states(rules.placement, found.reused, found.raw, num_tokens, computed_from, available)
     return bytes_needed(rules.costs, len(wanted), num_tokens, found.raw)
 
