@@ -23,6 +23,11 @@ class Rule(NamedTuple):
     stride: int
 
 
+def _check_tokens(name: str, number: int) -> None:
+    if not 1 <= number < 2**31:
+        raise ValueError(f"{name} must be positive and below 2**31, got {number}")
+
+
 @dataclass(frozen=True)
 class AtBranch:
     """After the last token, and at the branch-off point: a prefill in two passes (Marconi)."""
@@ -48,8 +53,7 @@ class ChunkAligned:
     chunk: int = 32
 
     def __post_init__(self) -> None:
-        if self.chunk < 1:
-            raise ValueError(f"chunk must be positive, got {self.chunk}")
+        _check_tokens("chunk", self.chunk)
 
     def rule(self) -> Rule:
         """For the compiled cache."""
@@ -65,8 +69,7 @@ class EveryBlocks:
 
     def __post_init__(self) -> None:
         for name in ("block_size", "blocks"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be positive, got {getattr(self, name)}")
+            _check_tokens(name, getattr(self, name))
 
     def rule(self) -> Rule:
         """For the compiled cache."""
@@ -128,7 +131,7 @@ def bytes_needed(costs, num_states, num_tokens, raw):
 
 
 @njit(cache=True)
-def num_states_published(found, num_tokens):
+def num_states_published(found):
     """What the published simulator reserves: the last token's checkpoint also where the sequence ends in the tree."""
     return 2 if found.raw > found.reused else 1
 

@@ -45,6 +45,9 @@ BLOCK = np.dtype(
 )
 ALLOCATED, FREE, LIVE_BLOCKS, LIVE_TOKENS, ADMITTED, KV_REUSED, STATE_REUSED, EVENTS = range(8)
 
+LARGEST_BLOCK = 2**20
+"""Tokens: each block has room for as many, whatever it holds."""
+
 FILL = 5
 """Kind of an event that a radix tree has not: (block, 0, its tokens now). A STATE follows, after the last of them."""
 
@@ -392,7 +395,7 @@ def _run(tree, order, rules, pool, start, length, kind, reused, used):
 class BlockCache:
     """Prefix cache with one checkpoint for each block of `block_size` tokens (vLLM+).
 
-    The same calls as `PrefixCache`. Raises: ValueError for a capacity or a block size that is not positive.
+    The same calls as `PrefixCache`. Raises: ValueError for a capacity that is not positive, a block size out of range.
     """
 
     alpha = None
@@ -405,8 +408,8 @@ class BlockCache:
     ) -> None:
         if not capacity_bytes > 0:
             raise ValueError(f"capacity_bytes must be positive, got {capacity_bytes}")
-        if block_size < 1:
-            raise ValueError(f"block_size must be positive, got {block_size}")
+        if not 1 <= block_size <= LARGEST_BLOCK:
+            raise ValueError(f"block_size must be positive and at most {LARGEST_BLOCK}, got {block_size}")
         self.spec, self.block_size, self.fidelity = spec, block_size, fidelity
         self.capacity_bytes = int(capacity_bytes)
         self._tree, self._order = empty_block_tree(block_size), empty_order()
@@ -496,8 +499,8 @@ class BlockCache:
         columns = {name: arrays[f"tree.{name}"] for name in BlockTree._fields if name != "events"}
         self._tree = BlockTree(**columns, events=np.zeros((0, 4), np.int64))
         self._order = Order(*(arrays[f"order.{name}"] for name in Order._fields))
-        for name, value in values.items():
-            setattr(self, name, value)
+        self.requests, self.peak_bytes = values["requests"], values["peak_bytes"]
+        self.first_eviction_request = values["first_eviction_request"]
         self._order.pins[:] = 0
         for live in self.live_nodes():
             self.pin(live.node, 0)

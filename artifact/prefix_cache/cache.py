@@ -90,6 +90,14 @@ class Rules(NamedTuple):
     placement: Rule
 
 
+def release_all(state: State, rules: Rules) -> None:
+    """Take back every pin: nobody holds a node of these contents."""
+    state.order.pins[:] = 0
+    for node in range(1, int(state.tree.counts[ALLOCATED])):
+        if state.tree.nodes[node]["parent"] != DEAD:
+            refresh(*state, node, rules.costs, rules.fixes, rules.lru)
+
+
 @njit(cache=True)
 def used_bytes(tree, costs):
     """Bytes of all KV and checkpoints held."""
@@ -200,7 +208,7 @@ def _set_pins(state, rules, found, change):
 def _bytes_needed(state, rules, num_tokens, found, computed_from, available):
     """Bytes that caching a sequence adds, given its match."""
     if not rules.fixes.pin_path:
-        return bytes_needed(rules.costs, num_states_published(found, num_tokens), num_tokens, found.raw)
+        return bytes_needed(rules.costs, num_states_published(found), num_tokens, found.raw)
     wanted = wanted_states(rules.placement, found.reused, found.raw, num_tokens, computed_from, available)
     return bytes_needed(rules.costs, len(wanted), num_tokens, found.raw)
 
@@ -519,9 +527,7 @@ class PrefixCache:
             self.alpha, self._tuner.done = values["alpha"], values["tuned"]
             if not self._tuner.done:  # its window is not kept: the next eviction begins another
                 self.first_eviction_request = None
-        self.state.order.pins[:] = 0
-        for live in self.live_nodes():
-            self.pin(live.node, 0)
+        release_all(self.state, self.rules())
 
     def _one(self, kind: int, tokens: Sequence[int] | Tokens, available: Sequence[int] = ()) -> int:
         pool = checked_tokens(tokens, "tokens")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from typing import Annotated, Any
 
@@ -36,14 +37,21 @@ def _bytes(option: str, amount: float | None, unit: int, *, needed_by: str | Non
         if needed_by is not None:
             raise ValueError(f"{option} must be given for {needed_by}")
         return None
-    if not 0 < amount * unit < 1e18 or round(amount * unit) < 1:
+    if not amount > 0:
         raise ValueError(f"{option} must be positive, got {amount}")
+    if not amount * unit < 1e18 or round(amount * unit) < 1:
+        raise ValueError(f"{option} must be from 1 byte to 10^18 bytes, got {amount}")
     return round(amount * unit)
 
 
 def _check_device(device: str | None) -> None:
     if device not in (None, "cpu", "cuda"):
         raise ValueError(f"--device must be cpu or cuda, got {device!r}")
+
+
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"--seed must lie within [0, 2**63), got {seed}")
 
 
 def _print(report: dict[str, Any], as_json: bool) -> None:
@@ -142,6 +150,9 @@ def serve_trace(
     assert capacity is not None
     host_capacity = _bytes("--host-capacity-mb", host_capacity_mb, MB)
     _check_device(device)
+    _check_seed(seed)
+    if save is not None and (not save or os.path.isdir(save)):
+        raise ValueError(f"--save must be a file to write, got {save!r}")
     if requests is not None and requests < 1:
         raise ValueError(f"--requests must be positive, got {requests}")
     chosen = System(served[system], capacity, host_capacity, alpha, block_size, parse_placement(placement))
@@ -161,7 +172,10 @@ def serve_trace(
     table = serve(loaded, {chosen.label: engine})
     simulated = None if restored else chosen.simulated_hits(loaded, built)
     if save is not None:
-        engine.save(save)
+        try:
+            engine.save(save)
+        except OSError as error:
+            raise ValueError(f"--save must be a file that can be written, got {save!r}: {error}") from error
     report = {
         "trace": loaded.name,
         "model": model,
@@ -188,6 +202,7 @@ def conformance(
     from artifact.prefix_cache.model_states import DoesNotResume, ModelStates
 
     _check_device(device)
+    _check_seed(seed)
     built = build(model, device=device, seed=seed)
     try:
         states = ModelStates(built)

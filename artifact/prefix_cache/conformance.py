@@ -18,7 +18,6 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from artifact.prefix_cache.model_states import DIRECT, ModelStates, Running
-from artifact.prefix_cache.ssd import implementation
 from artifact.prefix_cache.traces import Tokens
 
 CHUNK = 32
@@ -126,7 +125,7 @@ def summary(table: pd.DataFrame, model: PreTrainedModel, states: ModelStates) ->
         "resumes_by_default": bool(table["difference_by_default"].max() <= tolerance),
         "resumed": states.resume,
         "reason": states.resume_reason,
-        "scan": "{0.name}: {0.reason}".format(implementation(states.device, model.dtype)),
+        "scan": states.scan,
         "resumes": bool(table["holds"].all()),
     }
 

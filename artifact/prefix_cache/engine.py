@@ -121,20 +121,11 @@ class HybridEngine:
         checked = self._checked(tokens)
         began = self._now()
         hit = self.cache.lookup(checked)
-        running = self._restored(hit)
-        request = Request(self, checked[: hit.reused], running, hit, hit.reused, hit.from_host)
-        request.restore_s = self._now() - began
-        if self.after_first_token:
-            self._run(request, checked[hit.reused :])
-        else:
-            self._advance(request, checked[hit.reused :])
-        request.ttft_s = self._now() - began
-        if self.after_first_token:
-            request.running, request.tokens = self._restored(hit), checked[: hit.reused]
-            request.computed_tokens = 0
-            self._advance(request, checked[hit.reused :])
-        request.prefill_s = self._now() - began
-        return request
+        try:
+            return self._prefilled(checked, hit, began)
+        except BaseException:  # no request comes of it that could release the hit
+            self.cache.release(hit)
+            raise
 
     def append(self, request: Request, tokens: Sequence[int] | Tokens) -> Tensor:
         """Go on with given tokens. Returns: [vocabulary], logits after the last. Raises: ValueError as `prefill`."""
@@ -199,6 +190,22 @@ class HybridEngine:
         persistence.load(self.cache, path, fingerprint(self.model))
 
     # inside ------------------------------------------------------------------------------------------------------
+    def _prefilled(self, tokens: Tokens, hit: Hit, began: float) -> Request:
+        running = self._restored(hit)
+        request = Request(self, tokens[: hit.reused], running, hit, hit.reused, hit.from_host)
+        request.restore_s = self._now() - began
+        if self.after_first_token:
+            self._run(request, tokens[hit.reused :])
+        else:
+            self._advance(request, tokens[hit.reused :])
+        request.ttft_s = self._now() - began
+        if self.after_first_token:
+            request.running, request.tokens = self._restored(hit), tokens[: hit.reused]
+            request.computed_tokens = 0
+            self._advance(request, tokens[hit.reused :])
+        request.prefill_s = self._now() - began
+        return request
+
     def _advance(self, request: Request, new: Tokens) -> None:
         """Run tokens, stopping where admission may ask for a checkpoint."""
         if len(new) == 0:

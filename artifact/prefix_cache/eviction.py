@@ -10,6 +10,7 @@ victim so far finds the exact minimum, ties by depth-first order, without lookin
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -35,8 +36,8 @@ class FlopAware:
     alpha: float
 
     def __post_init__(self) -> None:
-        if not self.alpha >= 0:
-            raise ValueError(f"alpha must not be negative, got {self.alpha}")
+        if not 0 <= self.alpha < math.inf:
+            raise ValueError(f"alpha must be finite and not negative, got {self.alpha}")
 
 
 @dataclass(frozen=True)
@@ -53,8 +54,8 @@ class Tuned:
     def __post_init__(self) -> None:
         if self.bootstrap_multiplier < 1:
             raise ValueError(f"bootstrap_multiplier must be positive, got {self.bootstrap_multiplier}")
-        if not self.grid or min(self.grid) != 0:
-            raise ValueError(f"grid must hold alpha 0 and no negative alpha, got {self.grid}")
+        if not self.grid or min(self.grid) != 0 or not max(self.grid) < math.inf:
+            raise ValueError(f"grid must hold alpha 0 and no negative or infinite alpha, got {self.grid}")
 
 
 class Order(NamedTuple):

@@ -10,9 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -219,13 +219,13 @@ def _redraw(name: str, parameter: torch.Tensor) -> None:
 
 def _pretrained(model: str, dtype: torch.dtype) -> PreTrainedModel:
     is_id = model.count("/") == 1 and not model.startswith((".", "/", "~"))
-    if not model or not (is_id or Path(model).is_dir()):
+    if not model or not (is_id or os.path.isdir(model)):
         names = ", ".join(PRESETS)
         raise ValueError(f"model must be one of {names}, a checkpoint's folder or an id of the hub, got {model!r}")
     try:
         return AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
-    except (OSError, ValueError, KeyError) as error:
-        reason = " ".join(f"{error}".split()).split(". ")[0]
+    except Exception as error:  # whatever transformers raises for a checkpoint that is not right
+        reason = " ".join(f"{error}".split()).split(". ")[0] or type(error).__name__
         raise ValueError(f"model {model!r} cannot be loaded: {reason}") from error
 
 

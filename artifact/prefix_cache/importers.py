@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -306,7 +307,7 @@ def load(source: str | Path, *, fallback: bool = False, **options: Any) -> Trace
     """
     name = str(source)
     if name not in IMPORTERS:
-        if not Path(source).is_file():
+        if not os.path.isfile(source):
             raise ValueError(f"a trace must be a file or one of {', '.join(TRACE_NAMES)}, got {name!r}")
         if options:
             raise ValueError(f"a file has its own arrivals and takes no options, got {', '.join(options)}")

@@ -5,6 +5,7 @@ Shape legend: L = tokens, H = KV heads, D = width of a head, V = vocabulary
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from transformers.cache_utils import (
 )
 
 from artifact.prefix_cache.carried_scan import carried, has_selective_scan
+from artifact.prefix_cache.ssd import implementation
 
 DIRECT, POSITION_IDS, CARRIED, TOKEN_BY_TOKEN = "direct", "position_ids", "carried state", "token by token"
 WAYS = {
@@ -32,6 +34,8 @@ WAYS = {
     TOKEN_BY_TOKEN: "one token a call",
 }
 _KINDS = (DummyLayer, DynamicLayer, LinearAttentionLayer, LinearAttentionAndFullAttentionLayer)
+_MAMBA_SSM = "selective_state_update"
+"""How a function's name ends in the modules of `transformers` that scan with mamba-ssm where it is there."""
 _PROBE_PREFIX, _PROBE_PIECES = 41, (7, 1, 4)
 
 
@@ -99,7 +103,8 @@ class ModelStates:
     some count positions from 0. At construction a probe compares each way of resuming with a cold prefill and takes
     the first that is right.
 
-    Raises: DoesNotResume if no way is right; ValueError if a layer keeps less than a state per token (sliding windows)
+    Raises: DoesNotResume if no way is right; ValueError if a layer keeps less than a state per token (sliding windows),
+            or no layer a recurrent state (attention alone, or a class with a cache of its own kind)
     """
 
     resume: str
@@ -126,6 +131,15 @@ class ModelStates:
     def device(self) -> torch.device:
         """Where the model is."""
         return self.model.device
+
+    @property
+    def scan(self) -> str:
+        """What scans, and why; a class that has no scan of mamba-ssm's has its own."""
+        module = sys.modules[type(self.model).__module__]
+        if not any(name.endswith(_MAMBA_SSM) for name in vars(module)):
+            return f"transformers: {type(self.model).__name__} has no scan of mamba-ssm's"
+        chosen = implementation(self.device, self.model.dtype)
+        return f"{chosen.name}: {chosen.reason}"
 
     # running ---------------------------------------------------------------------------------------------------
     def start(self) -> Running:
@@ -297,3 +311,5 @@ class ModelStates:
                 self._slots += [_Slot(number, "conv", i) for i, on in layer.is_conv_states_initialized.items() if on]
                 on_recurrent = layer.is_recurrent_states_initialized.items()
                 self._slots += [_Slot(number, "recurrent", i) for i, on in on_recurrent if on]
+        if not self._slots:
+            raise ValueError(f"a model must keep recurrent states in its cache, {type(self.model).__name__} keeps none")

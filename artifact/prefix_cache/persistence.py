@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,10 @@ FORMAT = "prefix-cache-1"
 
 
 def save(cache: TieredCache, path: str | Path, model: str) -> None:
-    """Write the cache; `model` is the fingerprint of what made its states. Requests in flight are not part of it."""
+    """Write the cache; `model` is the fingerprint of what made its states. Requests in flight are not part of it.
+
+    Raises: OSError if the file cannot be written; one that was there stays
+    """
     tensors: dict[str, Tensor] = {}
     header: dict[str, Any] = {"model": model, "tiers": []}
     for number, tier in enumerate(cache.tiers):
@@ -41,18 +45,47 @@ def save(cache: TieredCache, path: str | Path, model: str) -> None:
     written = json.dumps(header, sort_keys=True)
     metadata = {"format": FORMAT, "header": written, "sha256": _digest(written, tensors)}
     with paths.replacing(Path(path)) as temporary:
-        save_file(tensors, temporary, metadata)
+        try:
+            save_file(tensors, temporary, metadata)
+        except SafetensorError as error:
+            raise OSError(f"{path} cannot be written: {error}") from error
 
 
 def load(cache: TieredCache, path: str | Path, model: str) -> None:
     """Read a saved cache into an empty one with the same rules.
 
-    Raises: ValueError if the cache is not empty, or the file is not whole, or of another model or other rules: the
-            cache is as empty as before; FileNotFoundError
+    Raises: ValueError if the cache is not empty, or the file is not whole, of another model or other rules, or not
+            what `save` writes: the cache is as empty as before; FileNotFoundError
     """
     if any(tier.store.node_to_entry for tier in cache.tiers):
         raise ValueError("a cache must be empty to load a saved one, got one that is not")
-    if not Path(path).is_file():
+    metadata, tensors = _read(path)
+    try:
+        header = json.loads(metadata["header"])
+        of_model, tiers = str(header["model"]), list(header["tiers"])
+        found = [saved["rules"] for saved in tiers]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} must have the header of a saved cache, got one that lacks it: {error!r}") from error
+    if of_model != model:
+        raise ValueError(f"{path} must hold states of the model {model[:12]}, got those of {of_model[:12]}")
+    rules = [_rules(tier) for tier in cache.tiers]
+    if found != rules:
+        raise ValueError(f"{path} must be of a cache like this, {rules}, got {found}")
+    empty = [tier.index.to_arrays() for tier in cache.tiers]
+    try:
+        for number, (tier, saved) in enumerate(zip(cache.tiers, tiers, strict=True)):
+            _fill(tier, number, saved, tensors)
+            tier.check()
+    except Exception as error:
+        for tier, contents in zip(cache.tiers, empty, strict=True):
+            tier.index.take_arrays(*contents)
+            tier.store.clear()
+        raise ValueError(f"{path} must hold what the header of a saved cache says, got {error!r}") from error
+
+
+def _read(path: str | Path) -> tuple[dict[str, str], dict[str, Tensor]]:
+    """Metadata and tensors of a file that is as it was saved."""
+    if not os.path.isfile(path):
         raise FileNotFoundError(f"no saved cache at {path}")
     try:
         with safe_open(path, framework="pt") as file:
@@ -65,14 +98,7 @@ def load(cache: TieredCache, path: str | Path, model: str) -> None:
     found = _digest(metadata.get("header", ""), tensors)
     if metadata.get("sha256") != found:
         raise ValueError(f"{path} must have the sha256 that it was saved with, {metadata.get('sha256')}, got {found}")
-    header = json.loads(metadata["header"])
-    if header["model"] != model:
-        raise ValueError(f"{path} must hold states of the model {model[:12]}, got those of {header['model'][:12]}")
-    rules = [_rules(tier) for tier in cache.tiers]
-    if [saved["rules"] for saved in header["tiers"]] != rules:
-        raise ValueError(f"{path} must be of a cache like this, {rules}, got {[s['rules'] for s in header['tiers']]}")
-    for number, (tier, saved) in enumerate(zip(cache.tiers, header["tiers"], strict=True)):
-        _fill(tier, number, saved, tensors)
+    return metadata, tensors
 
 
 def _fill(tier: Tier, number: int, saved: dict[str, Any], tensors: dict[str, Tensor]) -> None:

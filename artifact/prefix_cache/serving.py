@@ -18,7 +18,6 @@ from artifact.prefix_cache.admission import AtBranch, EveryBlocks, Placement
 from artifact.prefix_cache.engine import HybridEngine
 from artifact.prefix_cache.hybrid_models import spec_of
 from artifact.prefix_cache.replay import MARCONI, VANILLA, VLLM, index_for, replay, tiered
-from artifact.prefix_cache.ssd import implementation
 from artifact.prefix_cache.traces import Trace
 
 MB = 10**6
@@ -152,7 +151,7 @@ def summary(
         "largest_logit_difference": float(rows["logit_difference"].max()),
         "logit_tolerance": engine.states.tolerance.limit,
         "resumed": engine.states.resume,
-        "scan": "{0.name}: {0.reason}".format(implementation(engine.states.device, engine.model.dtype)),
+        "scan": engine.states.scan,
     }
 
 

@@ -143,6 +143,12 @@ class StateStore:
             entry.kv = memory.join(entry.kv, memory.copy(source.kv(start, entry.depth)))
             entry.tokens = np.concatenate((entry.tokens, tokens[start : entry.depth]))
 
+    def clear(self) -> None:
+        """Hold nothing any more."""
+        for entry in self.node_to_entry.values():
+            self.memory.free(entry.kv + (entry.checkpoint or []))
+        self.node_to_entry.clear()
+
     def depth(self, node: int) -> int:
         """Tokens from the root to the node's end."""
         return 0 if node == ROOT else self.node_to_entry[node].depth

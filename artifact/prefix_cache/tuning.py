@@ -38,12 +38,13 @@ class Tuner:
 
     def start(self, cache: PrefixCache) -> None:
         """The cache has just evicted for the first time."""
-        from artifact.prefix_cache.cache import State
+        from artifact.prefix_cache.cache import State, release_all
 
         seen = cache.requests
         self._due = self.eviction.bootstrap_multiplier * seen + (seen if self.robust else 0)
         if self.robust:
             self._snapshot = State(copy_tree(cache.state.tree), copy_order(cache.state.order))
+            release_all(self._snapshot, cache.rules())
             self._window.clear()
 
     def next_stop(self, cache: PrefixCache, operations: Operations, done: int) -> int:
@@ -53,19 +54,21 @@ class Tuner:
         count = len(operations.kind)
         if self.done or self._due is None:
             return count
-        missing = self._due - cache.requests
-        if missing <= 0:
-            if missing == 0 and operations.kind[done] == INSERT:
-                self._tune(cache)
+        missing, kinds = self._due - cache.requests, operations.kind[done:]
+        if missing > 0:
+            lookups = np.flatnonzero(kinds == LOOKUP)
+            return count if missing > len(lookups) else done + int(lookups[missing - 1]) + 1
+        if kinds[0] == INSERT and (self.robust or missing == 0):
+            self._tune(cache)
             return count
-        lookups = np.flatnonzero(operations.kind[done:] == LOOKUP)
-        return count if missing > len(lookups) else done + int(lookups[missing - 1]) + 1
+        insertions = np.flatnonzero(kinds == INSERT)  # with several requests in flight lookups may come first
+        return done + int(insertions[0]) if self.robust and len(insertions) else count
 
     def record(self, operations: Operations, first: int, last: int) -> None:
         """Operations that the cache has done: they may have to be replayed."""
         from artifact.prefix_cache.cache import Operations
 
-        if not self.done:
+        if not self.done and not (self.robust and self._due is None):  # its window begins with the first eviction
             pool, *rest = operations
             self._window.append(Operations(pool, *(column[first:last] for column in rest)))
 

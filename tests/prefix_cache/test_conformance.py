@@ -13,6 +13,7 @@ from artifact.prefix_cache.hybrid_models import TINY, build
 from artifact.prefix_cache.model_states import ModelStates
 
 torch.set_num_threads(1)
+WITHOUT_MAMBA_SSM = ("qwen3-next-tiny", "olmo-hybrid-tiny", "lfm2-tiny")
 NOT_BY_DEFAULT = {"bamba-tiny": "position_ids", "jamba-tiny": "carried state"}
 
 
@@ -28,6 +29,7 @@ def test_every_class_conforms_and_those_that_do_not_by_default_are_told(name):
     assert report["resumes_by_default"] == (name not in NOT_BY_DEFAULT)
     assert report["resumed"] == NOT_BY_DEFAULT.get(name, "direct")
     assert (report["largest_difference_by_default"] > 1e-3) == (name in NOT_BY_DEFAULT)
+    assert report["scan"].startswith("transformers: ") == (name in WITHOUT_MAMBA_SSM)
 
 
 def test_the_cases_have_every_kind_of_boundary():
@@ -94,6 +96,7 @@ def test_without_json_each_case_is_a_line(run):
     [
         (("conformance", "gpt"), "model must be one of nemotron-h-tiny, "),
         (("conformance", "granite-tiny", "--device", "tpu"), "--device must be cpu or cuda, got 'tpu'"),
+        (("conformance", "granite-tiny", "--seed", 2**63), "--seed must lie within [0, 2**63), got 9"),
         (("conformance",), "Missing argument 'model'"),
     ],
 )

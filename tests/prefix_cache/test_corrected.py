@@ -182,8 +182,11 @@ def test_fidelity_is_parsed_and_its_mistakes_are_named():
     [
         (lambda: make(Lru(), 0), "capacity_bytes must be positive, got 0"),
         (lambda: make("blocks", -1), "capacity_bytes must be positive, got -1"),
-        (lambda: BlockCache(SMALL, capacity_bytes=1, block_size=0), "block_size must be positive, got 0"),
-        (lambda: FlopAware(-0.1), "alpha must not be negative, got -0.1"),
+        (lambda: BlockCache(SMALL, capacity_bytes=1, block_size=0), "block_size must be positive and at most"),
+        (lambda: BlockCache(SMALL, capacity_bytes=1, block_size=10**12), "block_size must be positive and at most"),
+        (lambda: FlopAware(-0.1), "alpha must be finite and not negative, got -0.1"),
+        (lambda: FlopAware(float("inf")), "alpha must be finite and not negative, got inf"),
+        (lambda: Tuned(grid=(0.0, float("inf"))), "grid must hold alpha 0 and no negative or infinite alpha"),
         (lambda: Tuned(0), "bootstrap_multiplier must be positive, got 0"),
         (lambda: make(Lru(), 100).lookup([]), "at least one token"),
         (lambda: make(Lru(), 100).insert([1, -2]), r"got -2 at position 1"),

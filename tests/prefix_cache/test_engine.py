@@ -220,6 +220,20 @@ def test_a_failed_request_leaves_nothing_behind(model):
     assert depths(engine) == {20} and not engine.cache.index.state.order.pins.any()
 
 
+def test_a_prefill_that_fails_holds_nothing(model, monkeypatch):
+    engine = engine_with(model)
+    engine.finish(engine.prefill(np.arange(20)))
+
+    def fail(*arguments, **options):
+        raise torch.OutOfMemoryError("out of memory")
+
+    with monkeypatch.context() as patched, pytest.raises(torch.OutOfMemoryError):
+        patched.setattr(engine.states, "run", fail)
+        engine.prefill(np.arange(25))
+    assert not engine.cache.index.state.order.pins.any()
+    assert engine.prefill(np.arange(25)).hit_tokens == 20
+
+
 # the simulator --------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("host", [None, 40], ids=["one tier", "two tiers"])
 @pytest.mark.parametrize("alpha", [None, 0.0, 0.7, "tuned"], ids=str)

@@ -1,5 +1,6 @@
 """Tiny models of nine classes, and their costs against the real tensors and weights."""
 
+import json
 import os
 import subprocess
 import sys
@@ -184,6 +185,24 @@ def test_an_unknown_name_is_refused_with_the_names_there_are(name):
 def test_a_folder_without_a_model_is_refused_in_one_line(tmp_path):
     with pytest.raises(ValueError, match=r"cannot be loaded: ") as error:
         build(str(tmp_path))
+    assert "\n" not in f"{error.value}"
+
+
+@pytest.mark.parametrize("broken", ["weights", "width", "type", "heads"])
+def test_a_checkpoint_that_is_not_right_is_refused_in_one_line(tmp_path, broken):
+    """Each raises a class of its own in transformers."""
+    build("granite-tiny", device="cpu").save_pretrained(tmp_path)
+    if broken == "weights":
+        file = tmp_path / "model.safetensors"
+        file.write_bytes(file.read_bytes()[:-100])
+    else:
+        change = {"width": {"hidden_size": 32}, "type": {"hidden_size": "x"}, "heads": {"num_attention_heads": 0}}[
+            broken
+        ]
+        config = tmp_path / "config.json"
+        config.write_text(json.dumps(json.loads(config.read_text()) | change))
+    with pytest.raises(ValueError, match=r"^model '.*' cannot be loaded: \w") as error:
+        build(str(tmp_path), device="cpu")
     assert "\n" not in f"{error.value}"
 
 

@@ -153,6 +153,16 @@ def test_a_sliding_window_is_refused():
         ModelStates(transformers.MistralForCausalLM(config).eval())
 
 
+def test_a_model_without_recurrent_states_in_its_cache_is_refused():
+    """Attention alone has nothing to lose; Mamba keeps its states in a cache that it takes under another name."""
+    llama = {"num_attention_heads": 2, "intermediate_size": 16}
+    for name, own in (("Llama", llama), ("Mamba", {"state_size": 4})):
+        config = getattr(transformers, f"{name}Config")(vocab_size=64, hidden_size=16, num_hidden_layers=1, **own)
+        model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
+        with pytest.raises(ValueError, match=f"must keep recurrent states in its cache, {name}ForCausalLM keeps none"):
+            ModelStates(model)
+
+
 def test_what_is_stored_never_changes_and_is_never_shared(states):
     tokens = random_tokens(1, 50)
     running = after(states, tokens[:30])

@@ -6,7 +6,10 @@ import struct
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 
+from artifact.prefix_cache import persistence
 from artifact.prefix_cache.block_cache import BlockCache
 from artifact.prefix_cache.cache import PrefixCache
 from artifact.prefix_cache.engine import HybridEngine
@@ -149,12 +152,55 @@ def test_a_cache_of_another_model_or_of_other_rules_is_refused(model, saved, tmp
         make(model).load(foreign)
 
 
-def test_a_save_that_fails_leaves_the_last_one(model, saved, monkeypatch):
+def rewritten(path, change):
+    """The file with another header and tensors, and the sha256 of those."""
+    with safe_open(path, framework="pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    header = json.loads(metadata["header"])
+    written = json.dumps(change(header, tensors) or header)
+    digest = persistence._digest(written, tensors)
+    save_file(tensors, path, {**metadata, "header": written, "sha256": digest})
+
+
+HOSTILE = {
+    "no header": lambda header, tensors: ["x"],
+    "no model": lambda header, tensors: header.pop("model") and None,
+    "no tiers": lambda header, tensors: header.pop("tiers") and None,
+    "tiers of text": lambda header, tensors: header | {"tiers": ["x", "y"]},
+    "no rules": lambda header, tensors: header["tiers"][1].pop("rules") and None,
+    "no values": lambda header, tensors: header["tiers"][1].pop("values") and None,
+    "no number of requests": lambda header, tensors: header["tiers"][0]["values"].pop("requests") and None,
+    "no array": lambda header, tensors: header["tiers"][1]["arrays"].pop("tree.keys") and None,
+    "another shape": lambda header, tensors: header["tiers"][1]["arrays"].update({"tree.tokens": ["<i4", [3]]}),
+    "another type": lambda header, tensors: header["tiers"][0]["arrays"].update({"tree.tokens": ["nonsense", [3]]}),
+    "objects": lambda header, tensors: header["tiers"][0]["arrays"].update({"tree.tokens": ["|O", [3]]}),
+    "no checkpoints": lambda header, tensors: (
+        [tensors.pop(name) for name in list(tensors) if name.startswith("1.checkpoint")] and None
+    ),
+}
+
+
+@pytest.mark.parametrize("change", HOSTILE.values(), ids=HOSTILE.keys())
+def test_a_file_with_the_sha256_of_other_contents_is_refused_and_the_cache_starts_empty(model, saved, change):
+    _, path = saved
+    rewritten(path, lambda header, tensors: None)
+    make(model).load(path)
+    rewritten(path, change)
+    restarted = make(model)
+    with pytest.raises(ValueError, match=r"cache\.safetensors must h(ave|old) "):
+        restarted.load(path)
+    assert is_empty(restarted) and all(tier.store.memory.held_bytes == 0 for tier in restarted.cache.tiers)
+    for tokens in sequences(1, 12):
+        serve(restarted, tokens)
+
+
+@pytest.mark.parametrize("kind", [OSError, SafetensorError])
+def test_a_save_that_fails_leaves_the_last_one(model, saved, monkeypatch, kind):
     engine, path = saved
     before = path.read_bytes()
 
     def fail(*arguments, **options):
-        raise OSError("disk is full")
+        raise kind("disk is full")
 
     monkeypatch.setattr("artifact.prefix_cache.persistence.save_file", fail)
     with pytest.raises(OSError, match="disk is full"):

@@ -133,11 +133,14 @@ def test_a_bad_line_is_refused_with_file_line_and_reason(tmp_path, line, reason)
         (("synthetic-chat", "--capacity-gb", 1, "--system", "lru"), "--system must be one of"),
         (("synthetic-chat", "--capacity-gb", 1, "--fidelity", "exact"), "fidelity must start with"),
         (("synthetic-chat", "--capacity-gb", 1, "--spec", "gpt"), "spec must be one of"),
-        (("synthetic-chat", "--capacity-gb", 1, "--alpha", -2), "alpha must not be negative"),
+        (("synthetic-chat", "--capacity-gb", 1, "--alpha", -2), "alpha must be finite and not negative"),
         (("synthetic-chat", "--capacity-gb", 1, "--system", "vllm+", "--block-size", 0), "block_size must be positive"),
         (("synthetic-chat", "--capacity-gb", 1, "--bootstrap-multiplier", 0), "bootstrap_multiplier must be positive"),
         (("synthetic-chat", "--capacity-gb", 1, "--host-capacity-gb", 0), "--host-capacity-gb must be positive, got 0"),
-        (("synthetic-chat", "--capacity-gb", 1, "--placement", "chunk:0"), "chunk must be positive, got 0"),
+        (
+            ("synthetic-chat", "--capacity-gb", 1, "--placement", "chunk:0"),
+            "chunk must be positive and below 2**31, got 0",
+        ),
     ],
 )
 def test_wrong_options_are_named_on_one_line_with_status_2(arguments, message):

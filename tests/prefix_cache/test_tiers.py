@@ -16,8 +16,8 @@ from artifact.prefix_cache.admission import (
     wanted_states,
 )
 from artifact.prefix_cache.block_cache import BlockCache
-from artifact.prefix_cache.cache import PrefixCache
-from artifact.prefix_cache.eviction import NONE, NOW, FlopAware, Lru, Tuned, least_useful
+from artifact.prefix_cache.cache import INSERT, LOOKUP, Operations, PrefixCache
+from artifact.prefix_cache.eviction import NONE, NOW, FlopAware, Lru, Tuned, least_recent, least_useful
 from artifact.prefix_cache.fidelity import ARTIFACT
 from artifact.prefix_cache.radix_tree import ROOT
 from artifact.prefix_cache.replay import GB, MARCONI, SGLANG, VLLM, operations, replay
@@ -131,8 +131,10 @@ def test_placements_by_name():
         with pytest.raises(ValueError, match="placement must be branch, end, chunk:TOKENS or every:TOKENS, got"):
             parse_placement(text)
     for made, name in ((ChunkAligned, "chunk"), (EveryBlocks, "block_size")):
-        with pytest.raises(ValueError, match=f"{name} must be positive, got 0"):
+        with pytest.raises(ValueError, match=f"{name} must be positive and below 2\\*\\*31, got 0"):
             made(0)
+        with pytest.raises(ValueError, match=f"{name} must be positive and below "):
+            made(2**31)
     with pytest.raises(ValueError, match="placement must be AtBranch"):
         PrefixCache(SMALL, capacity_bytes=1, fidelity=ARTIFACT, placement=EndOnly())
 
@@ -228,6 +230,32 @@ def test_what_a_request_holds_is_not_evicted_until_it_is_released(eviction):
     cache.release(holding[2])
     cache.insert([4, 4, 4, 4, 4, 4])
     assert (4, 4, 4, 4, 4, 4) in states_held(cache.device) and cache.index.used_bytes <= 2 * one
+
+
+def test_the_tuner_runs_whatever_is_in_flight_when_its_window_ends(random_requests):
+    """Several lookups, then their insertions: the number of requests passes the window's end between two lookups."""
+    made = [np.array(inp + out, np.int32) for inp, out in random_requests(0, count=96)]
+    pool, length = np.concatenate(made), np.array([len(tokens) for tokens in made])
+    groups = [range(5), *(range(i, i + 7) for i in range(5, 96, 7))]
+    order = np.array([number for group in groups for number in (*group, *group)])
+    kind = np.array([kind for group in groups for kind in (LOOKUP, INSERT) for _ in group])
+    starts = np.cumsum(length) - length
+    at_once, one_by_one = index(Tuned(2)), TieredCache(index(Tuned(2)), debug=True)
+    together = Operations(pool, starts[order], length[order], kind)
+    hits, _ = at_once.run(together)
+    assert hits.tolist() == one_by_one.run(together)[0].tolist()
+    assert at_once._tuner._due == 15 and at_once.tuned and at_once.tuner_scores == one_by_one.index.tuner_scores
+
+
+def test_the_tuner_replays_as_if_nobody_held_anything():
+    one = SMALL.checkpoint_bytes + SMALL.kv_bytes(4)
+    cache = TieredCache(index(Tuned(5), capacity=2 * one), debug=True)
+    serve(cache, [([1, 1, 1, 1], []), ([2, 2, 2, 2], [])])
+    hit = cache.lookup([1, 1, 1, 1])
+    cache.insert([3, 3, 3, 3])  # the first eviction: the tuner's copy is taken
+    copy = cache.index._tuner._snapshot
+    assert not copy.order.pins.any() and least_recent(copy.order) == hit.node
+    assert cache.index.state.order.pins[hit.node] == 1 and least_recent(cache.index.state.order) != hit.node
 
 
 def test_pinned_blocks_stay_too():
