@@ -171,11 +171,6 @@ def serve_trace(
             print(f"error: {error}; the cache starts empty", file=sys.stderr)
     table = serve(loaded, {chosen.label: engine})
     simulated = None if restored else chosen.simulated_hits(loaded, built)
-    if save is not None:
-        try:
-            engine.save(save)
-        except OSError as error:
-            raise ValueError(f"--save must be a file that can be written, got {save!r}: {error}") from error
     report = {
         "trace": loaded.name,
         "model": model,
@@ -188,6 +183,11 @@ def serve_trace(
     if as_json:
         report["per_request"] = per_request(table, chosen.label)
     _print(report, as_json)
+    if save is not None:  # last: what was measured is out already if the disk is full
+        try:
+            engine.save(save)
+        except OSError as error:
+            raise ValueError(f"--save must be a file that can be written, got {save!r}: {error}") from error
 
 
 def conformance(

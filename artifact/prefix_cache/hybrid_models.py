@@ -223,10 +223,13 @@ def _pretrained(model: str, dtype: torch.dtype) -> PreTrainedModel:
         names = ", ".join(PRESETS)
         raise ValueError(f"model must be one of {names}, a checkpoint's folder or an id of the hub, got {model!r}")
     try:
-        return AutoModelForCausalLM.from_pretrained(model, dtype=dtype)
+        loaded, told = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, output_loading_info=True)
     except Exception as error:  # whatever transformers raises for a checkpoint that is not right
         reason = " ".join(f"{error}".split()).split(". ")[0] or type(error).__name__
         raise ValueError(f"model {model!r} cannot be loaded: {reason}") from error
+    if missing := sorted(told["missing_keys"]):  # transformers would go on with random ones
+        raise ValueError(f"model {model!r} cannot be loaded: it must hold every weight, lacks {missing[0]}")
+    return loaded
 
 
 def fingerprint(model: PreTrainedModel) -> str:

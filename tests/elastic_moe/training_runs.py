@@ -27,7 +27,7 @@ def alone():
 
 def checked(result, steps):
     """A run that went to its end with the losses of one process."""
-    assert result.ended == "finished"
+    assert result.ended == "finished", [result.ended, *result.events]
     assert result.losses == pytest.approx(alone()[:steps], rel=1e-4)
     assert len(result.members) == steps
     return result

@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 import transformers
+from safetensors.torch import load_file, save_file
 
 from artifact.prefix_cache.hybrid_models import PRESETS, TINY, build, spec_of
 from artifact.prefix_cache.model_states import ModelStates
@@ -186,6 +187,22 @@ def test_a_folder_without_a_model_is_refused_in_one_line(tmp_path):
     with pytest.raises(ValueError, match=r"cannot be loaded: ") as error:
         build(str(tmp_path))
     assert "\n" not in f"{error.value}"
+
+
+def test_a_checkpoint_that_lacks_a_weight_is_refused_and_a_tied_one_lacks_none(tmp_path):
+    model = build("granite-tiny", device="cpu")
+    model.save_pretrained(tmp_path / "whole")
+    tied = json.loads((tmp_path / "whole" / "config.json").read_text()) | {"tie_word_embeddings": True}
+    weights = load_file(tmp_path / "whole" / "model.safetensors")
+    for name, lost, config in (("tied", "lm_head.weight", tied), ("lacking", "model.norm.weight", tied)):
+        folder = tmp_path / name
+        folder.mkdir()
+        (folder / "config.json").write_text(json.dumps(config))
+        kept = {key: tensor for key, tensor in weights.items() if key not in ("lm_head.weight", lost)}
+        save_file(kept, folder / "model.safetensors", {"format": "pt"})
+    assert build(str(tmp_path / "tied"), device="cpu").dtype == torch.float32
+    with pytest.raises(ValueError, match=r"cannot be loaded: it must hold every weight, lacks model\.norm\.weight"):
+        build(str(tmp_path / "lacking"), device="cpu")
 
 
 @pytest.mark.parametrize("broken", ["weights", "width", "type", "heads"])

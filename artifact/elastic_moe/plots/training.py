@@ -47,11 +47,7 @@ def plot_systems(table: pd.DataFrame) -> Figure:
     ax.bar(places - 0.2, table["tokens_per_s"], 0.38, color=colors, label="measured")
     hatched = {"color": "white", "edgecolor": colors, "hatch": "///", "label": "simulated"}
     ax.bar(places + 0.2, table["simulated_tokens_per_s"], 0.38, **hatched)
-    for place, restarts in zip(places, table["restarts"], strict=True):
-        ax.annotate(
-            f"{restarts} restarts", (place, 0), xytext=(0, 3), textcoords="offset points", ha="center", fontsize=6
-        )
-    ax.set_xticks(places, list(table["system"]))
+    ax.set_xticks(places, [f"{row.system}\n{row.restarts} restarts" for row in table.itertuples()])
     ax.set_ylabel("Tokens a second\nwith outages")
     ax.legend()
     return figure
