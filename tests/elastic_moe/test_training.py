@@ -15,11 +15,14 @@ from artifact.elastic_moe.training import train
 
 pytestmark = pytest.mark.slow
 
+PATIENT_S = 10.0
+"""Heartbeat time where kills are tested: they are seen by their connections, and a process may wait for a core."""
+
 
 def test_killed_in_every_phase_of_a_step(forks):
     points = ("forward", "backward", "allreduce", "vote", "apply")
     kills = [(node, 2 + 2 * node, point) for node, point in enumerate(points)]
-    result = checked(train(nodes=8, steps=13, kills=kills, forks=forks, seed=0), 13)
+    result = checked(train(nodes=8, steps=13, kills=kills, heartbeat_s=PATIENT_S, forks=forks, seed=0), 13)
     assert [(each["node"], each["point"]) for each in result.failures] == list(enumerate(points))
     assert (result.lost_steps, result.restarts) == (0, 0)
     # A step that every survivor was prepared for is not run again: node 3 died in its vote at step 8, node 4 after it.
@@ -31,7 +34,7 @@ def test_killed_in_every_phase_of_a_step(forks):
 
 def test_several_at_once_during_migration_and_before_a_checkpoint(forks, tmp_path):
     kills = [(0, 3, "backward"), (1, 3, "allreduce"), (2, 3, "migration"), (3, 8, "checkpoint")]
-    options = {"checkpoint_interval": 4, "folder": tmp_path, "forks": forks, "seed": 0}
+    options = {"checkpoint_interval": 4, "folder": tmp_path, "heartbeat_s": PATIENT_S, "forks": forks, "seed": 0}
     result = checked(train(nodes=8, steps=12, kills=kills, **options), 12)
     assert {each["node"] for each in result.failures} == {0, 1, 2, 3}
     assert result.members[-1] == [4, 5, 6, 7]
@@ -43,7 +46,7 @@ def test_several_at_once_during_migration_and_before_a_checkpoint(forks, tmp_pat
 
 def test_killed_while_the_others_write_a_checkpoint(forks, tmp_path):
     """What a survivor is writing is discarded only once it has stopped writing."""
-    options = {"checkpoint_interval": 4, "folder": tmp_path, "forks": forks, "seed": 0}
+    options = {"checkpoint_interval": 4, "folder": tmp_path, "heartbeat_s": PATIENT_S, "forks": forks, "seed": 0}
     result = checked(train(nodes=4, steps=6, kills=[(1, 3, "apply")], **options), 6)
     assert [each["node"] for each in result.failures] == [1]
     assert result.lost_steps == result.restarts == 0
@@ -65,7 +68,7 @@ def test_stopped_node_is_found_within_the_heartbeat_time_and_a_node_joins(forks)
 
 
 def test_a_node_holds_only_its_own_experts(forks):
-    result = checked(train(nodes=4, steps=3, forks=forks, seed=0), 3)
+    result = checked(train(nodes=4, steps=3, heartbeat_s=PATIENT_S, forks=forks, seed=0), 3)
     every = TINY.num_layers * TINY.num_experts
     for held in result.held.values():
         assert held["experts"] <= TINY.num_layers * TINY.slots < every
@@ -75,7 +78,7 @@ def test_a_node_holds_only_its_own_experts(forks):
 
 def test_lost_expert_goes_back_to_the_last_checkpoint(forks, tmp_path):
     kills = [(0, 10, "backward"), (1, 10, "backward")]
-    options = {"checkpoint_interval": 4, "folder": tmp_path, "forks": forks, "seed": 0}
+    options = {"checkpoint_interval": 4, "folder": tmp_path, "heartbeat_s": PATIENT_S, "forks": forks, "seed": 0}
     result = checked(train(nodes=4, steps=14, kills=kills, **options), 14)
     assert (result.restarts, result.lost_steps) == (1, 2)
     assert result.members[8] == [2, 3]
@@ -84,6 +87,7 @@ def test_lost_expert_goes_back_to_the_last_checkpoint(forks, tmp_path):
 
 def test_systems_train_alike_and_differ_in_what_a_failure_costs(forks):
     schedule = {"nodes": 4, "steps": 12, "kills": [(1, 9, "backward")], "checkpoint_interval": 4, "seed": 0}
+    schedule["heartbeat_s"] = PATIENT_S
     lazarus, ds, ds_ft = (
         checked(train(system=system, forks=forks, **schedule), 12) for system in ("lazarus", "ds", "ds-ft")
     )
@@ -120,7 +124,7 @@ def test_seconds_are_those_of_training_not_of_the_end_of_its_processes(forks, mo
 
 
 def test_rebalance_follows_the_loads(forks):
-    result = checked(train(nodes=6, steps=10, rebalance_interval=4, forks=forks, seed=0), 10)
+    result = checked(train(nodes=6, steps=10, rebalance_interval=4, heartbeat_s=PATIENT_S, forks=forks, seed=0), 10)
     plans = [event for event in result.events if event["event"] == "generation"]
     assert [plan["step"] for plan in plans] == [0, 4, 8]
     assert plans[1]["placements"] != plans[0]["placements"]
@@ -129,7 +133,7 @@ def test_rebalance_follows_the_loads(forks):
 def test_a_trace_is_replayed_a_minute_a_step(forks):
     events = (Event(180.0, "fail", (11, 12)), Event(420.0, "join", (11,)), Event(540.0, "fail", (13,)))
     trace = Trace("made", (10, 11, 12, 13, 14, 15), events)
-    result = checked(train(nodes=6, steps=12, trace=trace, forks=forks, seed=0), 12)
+    result = checked(train(nodes=6, steps=12, trace=trace, heartbeat_s=PATIENT_S, forks=forks, seed=0), 12)
     assert sorted(each["node"] for each in result.failures) == [1, 2, 3]
     assert result.members[2] == [0, 1, 2, 3, 4, 5]
     assert result.members[5] == [0, 3, 4, 5]
