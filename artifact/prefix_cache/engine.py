@@ -215,12 +215,11 @@ class HybridEngine:
         raw = int(self.cache.index.find(sequence).raw)
         stops = self.cache.index.wanted(request.hit_tokens, raw, len(sequence) + 1)[:-1]
         request.checkpoints = {depth: request.checkpoints[depth] for depth in stops if depth in request.checkpoints}
-        for stop in [*stops, len(sequence)]:
-            done = len(request.tokens)
-            if stop > done:
-                self._run(request, sequence[done:stop])
-            if stop == len(request.tokens) and stop in stops and stop not in request.checkpoints:
+        for stop in stops:
+            self._run(request, sequence[len(request.tokens) : stop])
+            if stop == len(request.tokens) and stop not in request.checkpoints:
                 request.checkpoints[stop] = self.states.checkpoint(request.running)
+        self._run(request, sequence[len(request.tokens) :])
 
     def _run(self, request: Request, new: Tokens) -> None:
         if len(new):

@@ -172,7 +172,7 @@ def replay(
         input_length=trace.input_length,
         flops_saved=spec.flops_saved(hits),
         peak_bytes=cache.peak_bytes,
-        alpha=getattr(cache, "alpha", None) if system == MARCONI else None,
+        alpha=cache.alpha if system == MARCONI else None,
         tuned=cache.tuned,
         first_eviction_request=cache.first_eviction_request,
         num_checkpoints=cache.num_checkpoints,

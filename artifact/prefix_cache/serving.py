@@ -36,14 +36,7 @@ class System:
 
     def engine(self, model: PreTrainedModel, *, debug: bool = False) -> HybridEngine:
         """The model behind an empty cache of this system."""
-        index = index_for(
-            self.label,
-            spec_of(model),
-            capacity_bytes=self.capacity_bytes,
-            alpha=self.alpha,
-            block_size=self.block_size,
-            placement=self.placement,
-        )
+        index = index_for(self.label, spec_of(model), **self._rules)
         vocabulary = model.config.get_text_config(decoder=True).vocab_size
         return HybridEngine(
             model,
@@ -55,16 +48,12 @@ class System:
 
     def simulated_hits(self, trace: Trace, model: PreTrainedModel) -> np.ndarray:
         """[requests], hit tokens of the same trace at the same costs in the simulator."""
-        return replay(
-            trace,
-            spec_of(model),
-            system=self.label,
-            capacity_bytes=self.capacity_bytes,
-            host_capacity_bytes=self.host_capacity_bytes,
-            alpha=self.alpha,
-            block_size=self.block_size,
-            placement=self.placement,
-        ).hit_tokens
+        host = self.host_capacity_bytes
+        return replay(trace, spec_of(model), system=self.label, host_capacity_bytes=host, **self._rules).hit_tokens
+
+    @property
+    def _rules(self) -> dict[str, Any]:
+        return {name: getattr(self, name) for name in ("capacity_bytes", "alpha", "block_size", "placement")}
 
 
 def serve(trace: Trace, engines: dict[str, HybridEngine]) -> pd.DataFrame:
