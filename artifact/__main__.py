@@ -11,7 +11,6 @@ import typer
 
 from artifact import systems
 from artifact.datasets import DatasetUnavailable
-from artifact.notebooks import NotebookFailed
 
 SHOWN = (
     "torch",
@@ -38,13 +37,11 @@ app.add_typer(data, name="data")
 # A wrong command, option or value. Typer has this class of click's but exports only its subclasses.
 UsageError: Any = typer.BadParameter.__base__
 
-Profile = Annotated[str, typer.Option(help="quick, full or reference")]
-
 
 @app.command()
 def doctor() -> None:
     """Say what is installed, which device is used and why, and which data sets are at hand."""
-    from artifact import hardware, notebooks, paths
+    from artifact import hardware
 
     seen = hardware.detect()
     print(f"python        {platform.python_version()} on {platform.system()} {platform.machine()}")
@@ -59,52 +56,6 @@ def doctor() -> None:
     print(f"tc, root      {limited}")
     print()
     data_list()
-    print(f"\nnotebooks     {len(notebooks.names())}")
-    for profile in paths.PROFILES:
-        print(f"{profile:<13} {len(list(paths.results(profile).glob('*.parquet')))} tables")
-
-
-@app.command()
-def scorecard(
-    profile: Profile = "reference",
-    write: Annotated[bool, typer.Option("--write", help="also bring REPRODUCE.md up to date")] = False,
-) -> None:
-    """Print the claims of the papers with their computed states."""
-    from rich.console import Console
-    from rich.table import Table
-
-    from artifact import claims
-
-    columns = ("claim", "figure", "paper", "here", "state", "evidence")
-    card = claims.scorecard(profile)
-    table = Table(*columns, title=f"{claims.summary(card)} (profile {profile})", title_justify="left")
-    for row in card.to_dict("records"):
-        paper, here = (claims.number(row[side], row["unit"]) for side in ("paper", "here"))
-        table.add_row(row["id"], row["figure"], paper, here, row["state"], row["evidence"])
-    Console(width=None if sys.stdout.isatty() else 120).print(table)
-    if write:
-        print(f"wrote {claims.write_block().name}")
-
-
-@app.command()
-def figures() -> None:
-    """Draw every figure again from the reference tables."""
-    from artifact.figures import redraw_all
-
-    written = redraw_all()
-    print(f"drew {len(written) // 2} figures into figures/")
-
-
-@app.command()
-def run(
-    notebook: Annotated[str, typer.Argument(help="a notebook's name, such as 90_scorecard")],
-    profile: Annotated[str, typer.Option(help="quick or full")] = "quick",
-) -> None:
-    """Execute one notebook into results/<profile>/."""
-    from artifact import notebooks
-
-    target = notebooks.run(notebook, profile)
-    print(f"{notebook} ({profile}) is in {target.parent.parent.name}/{profile}/{target.name}")
 
 
 @data.command("list")
@@ -147,9 +98,9 @@ def _version(package: str) -> str:
 
 
 def main() -> None:
-    """Add the systems' commands (`register(app)` in `artifact.<system>.commands`) and run."""
+    """Add the systems' commands, in a checkout the evaluation's too (`register(app)` of each), and run."""
     try:
-        for commands in systems.modules("commands"):
+        for commands in systems.commands():
             commands.register(app)
         sys.exit(app(prog_name="python -m artifact", standalone_mode=False))
     except UsageError as error:
@@ -159,9 +110,6 @@ def main() -> None:
     except (ValueError, FileNotFoundError, DatasetUnavailable) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except NotebookFailed as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
 
 
 if __name__ == "__main__":

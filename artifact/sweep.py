@@ -125,7 +125,7 @@ def _ray(function: Callable[..., Result], parameters: Parameters, jobs: int) -> 
 @contextmanager
 def _progress(description: str, total: int) -> Iterator[Callable[[], object]]:
     """A bar on the terminal. In a notebook run from the command line it goes to the runner's terminal, which
-    `artifact.notebooks` names in ARTIFACT_PROGRESS, and so not into the notebook's outputs."""
+    `figures.notebooks` names in ARTIFACT_PROGRESS, and so not into the notebook's outputs."""
     from tqdm import tqdm
 
     stream: TextIO = sys.stderr

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
-from importlib.util import find_spec
 from types import ModuleType
+
+from artifact import paths
 
 SYSTEMS = ("prefix_cache", "elastic_moe", "sparse_sync")
 
 
-def modules(part: str) -> Iterator[ModuleType]:
-    """`artifact.<system>.<part>` of each system that has it, such as its `plots` or its `commands`."""
+def commands() -> Iterator[ModuleType]:
+    """The commands of each system and, in a checkout, those of the evaluation."""
     for system in SYSTEMS:
-        if find_spec(f"artifact.{system}") and find_spec(f"artifact.{system}.{part}"):
-            yield importlib.import_module(f"artifact.{system}.{part}")
+        yield importlib.import_module(f"artifact.{system}.commands")
+    if (paths.ROOT / "figures" / "commands.py").exists():
+        yield importlib.import_module("figures.commands")

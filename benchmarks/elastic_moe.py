@@ -12,12 +12,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from artifact.elastic_moe import recovery as exactly
-from artifact.elastic_moe.allocation import allocate
-from artifact.elastic_moe.dispatch import plan
-from artifact.elastic_moe.migration import assign, holdings_of
-from artifact.elastic_moe.placement import Placement, place
-from artifact.elastic_moe.recovery import recovery
+from artifact.elastic_moe.placement import probability as exactly
+from artifact.elastic_moe.placement.allocation import allocate
+from artifact.elastic_moe.placement.methods import Placement, place
+from artifact.elastic_moe.placement.migration import assign, holdings_of
+from artifact.elastic_moe.placement.probability import recovery
+from artifact.elastic_moe.training.dispatch import plan
 
 REPEATS = 15
 TOKENS, RANKS = 4096, 4

@@ -24,15 +24,15 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "prefi
 from reference import Tree
 
 from artifact import sweep
-from artifact.prefix_cache import experiments
-from artifact.prefix_cache.cache import PrefixCache
-from artifact.prefix_cache.eviction import FlopAware, Lru
-from artifact.prefix_cache.experiments import serving
-from artifact.prefix_cache.fidelity import ARTIFACT, CORRECTED
-from artifact.prefix_cache.generators import scaling
-from artifact.prefix_cache.replay import GB, MARCONI, SGLANG, VLLM, operations, replay
+from artifact.prefix_cache.index.cache import PrefixCache
+from artifact.prefix_cache.index.eviction import FlopAware, Lru
+from artifact.prefix_cache.index.fidelity import ARTIFACT, CORRECTED
+from artifact.prefix_cache.serving.ssd import implementation, ssd, ssd_step
+from artifact.prefix_cache.simulation import GB, MARCONI, SGLANG, VLLM, operations, replay
 from artifact.prefix_cache.spec import MARCONI_7B
-from artifact.prefix_cache.ssd import implementation, ssd, ssd_step
+from artifact.prefix_cache.workloads.generators import scaling
+from figures.marconi import experiments
+from figures.marconi.experiments import serving
 
 REPEATS = 5
 

@@ -9,11 +9,13 @@ import numpy as np
 import pandas as pd
 import torch
 
-from artifact.sparse_sync import cost_model, hashing, sparsity, workloads
-from artifact.sparse_sync.formats import Bitmap
-from artifact.sparse_sync.partition import Hashed
-from artifact.sparse_sync.partitioning import group
-from artifact.sparse_sync.tensor import sum_in_rank_order
+from artifact.sparse_sync import workloads
+from artifact.sparse_sync.schemes import cost_model
+from artifact.sparse_sync.tensors import hashing, sparsity
+from artifact.sparse_sync.tensors.formats import Bitmap
+from artifact.sparse_sync.tensors.grouping import group
+from artifact.sparse_sync.tensors.partitions import Hashed
+from artifact.sparse_sync.tensors.sparse_tensor import sum_in_rank_order
 
 REPEATS = 5
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from artifact import claims, notebooks, paths, results
+from figures import claims, paths, results
 
 CLAIMS = claims.read()
 COMPUTED = [claim for claim in CLAIMS if claim.needs is None]
@@ -23,7 +23,7 @@ def test_a_claim_belongs_to_a_system_and_says_so_in_its_id(claim):
 
 @each_claim
 def test_the_notebook_of_a_claim_exists(claim):
-    assert claim.notebook in notebooks.names()
+    assert claim.notebook in calls.names()
 
 
 @each_computed_claim
@@ -49,7 +49,7 @@ def test_the_reference_results_settle_every_claim_and_a_differing_one_has_a_reas
 @pytest.mark.parametrize("file", sorted(paths.results("reference").glob("*.parquet")), ids=lambda file: file.stem)
 def test_every_reference_table_is_of_the_full_profile_and_has_a_notebook_that_makes_it(file):
     assert results.provenance(file.stem)["profile"] == "full"
-    sources = [(paths.notebooks() / f"{name}.ipynb").read_text(encoding="utf-8") for name in notebooks.names()]
+    sources = [(paths.notebooks() / f"{name}.ipynb").read_text(encoding="utf-8") for name in calls.names()]
     assert any(file.stem in source for source in sources)
 
 

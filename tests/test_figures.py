@@ -4,7 +4,8 @@ import contextlib
 
 import pytest
 
-from artifact import figures, paths, results
+from figures import paths, results
+from figures import style as figures
 
 REGISTERED = figures.registered()
 has_reference = pytest.mark.skipif(

@@ -12,9 +12,9 @@ import nbformat
 import pytest
 import yaml
 
-from artifact import notebooks, paths
+from figures import calls, paths
 
-NAMES = notebooks.names()
+NAMES = calls.names()
 each_notebook = pytest.mark.parametrize("name", NAMES)
 MAX_LINES = 15
 MACHINE_PATH = re.compile(
@@ -123,7 +123,7 @@ def test_the_parameters_cell_is_the_quick_profile(name):
 
 @each_notebook
 def test_the_full_profile_sets_parameters_that_the_notebook_has(name):
-    assert notebooks.overrides(name, "full")["profile"] == "full"
+    assert calls.overrides(name, "full")["profile"] == "full"
 
 
 def test_every_file_of_overrides_is_of_a_notebook():

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
-from artifact.elastic_moe.placement import METHODS
+from artifact.elastic_moe.placement.methods import METHODS
 
 MOST_NODES, MOST_SLOTS = 10_000, 1_000_000  # of a placement: its recovery is counted in minutes
 MOST_LOAD = 1e300  # sums of loads are floats
@@ -42,9 +42,9 @@ def place_experts(
     as_json: Json = False,
 ) -> None:
     """Place the replicas of one layer's experts on nodes, and say from which failures they recover."""
-    from artifact.elastic_moe.allocation import allocate
-    from artifact.elastic_moe.placement import place
-    from artifact.elastic_moe.recovery import recovery
+    from artifact.elastic_moe.placement.allocation import allocate
+    from artifact.elastic_moe.placement.methods import place
+    from artifact.elastic_moe.placement.probability import recovery
 
     if (replicas is None) == (loads is None):
         raise ValueError("give either --replicas or --loads, got " + ("neither" if loads is None else "both"))
@@ -134,8 +134,8 @@ def train_model(
 ) -> None:
     """Train a mixture of experts on real processes that fail and join, and say what each failure cost."""
     from artifact.elastic_moe import failures
-    from artifact.elastic_moe.training import train
-    from artifact.elastic_moe.wire import address_of
+    from artifact.elastic_moe.training.run import train
+    from artifact.elastic_moe.training.wire import address_of
 
     _not_negative(seed)
     for option, value in (("--checkpoint-interval", checkpoint_interval), ("--rebalance-interval", rebalance_interval)):
@@ -200,8 +200,8 @@ def simulate_training(
 ) -> None:
     """Simulate training on nodes that fail and join, and say what comes of it."""
     from artifact.elastic_moe.failures import parse
-    from artifact.elastic_moe.simulator import SYSTEMS, simulate
-    from artifact.elastic_moe.step_time import TESTBEDS, WORKLOADS
+    from artifact.elastic_moe.simulation.simulator import SYSTEMS, simulate
+    from artifact.elastic_moe.simulation.step_time import TESTBEDS, WORKLOADS
 
     for option, name, known in (
         ("--model", model, WORKLOADS),

@@ -83,12 +83,12 @@ def replay(
     as_json: AsJson = False,
 ) -> None:
     """Run a trace through a cache and print what it saves."""
-    from artifact.prefix_cache.admission import parse_placement
-    from artifact.prefix_cache.fidelity import Fidelity
-    from artifact.prefix_cache.importers import load
+    from artifact.prefix_cache.index.admission import parse_placement
+    from artifact.prefix_cache.index.fidelity import Fidelity
     from artifact.prefix_cache.presets import preset
-    from artifact.prefix_cache.replay import GB, SYSTEMS
-    from artifact.prefix_cache.replay import replay as replay_trace
+    from artifact.prefix_cache.simulation import GB, SYSTEMS
+    from artifact.prefix_cache.simulation import replay as replay_trace
+    from artifact.prefix_cache.workloads.importers import load
 
     if system not in SYSTEMS:
         raise ValueError(f"--system must be one of {', '.join(SYSTEMS)}, got {system!r}")
@@ -137,11 +137,11 @@ def serve_trace(
     as_json: AsJson = False,
 ) -> None:
     """Serve a trace by a real model and its cache; time each request, and a prefill of it without a cache."""
-    from artifact.prefix_cache.admission import parse_placement
-    from artifact.prefix_cache.hybrid_models import build
-    from artifact.prefix_cache.importers import load
-    from artifact.prefix_cache.replay import SYSTEMS
-    from artifact.prefix_cache.serving import MB, System, per_request, serve, summary
+    from artifact.prefix_cache.index.admission import parse_placement
+    from artifact.prefix_cache.serving.hybrid_models import build
+    from artifact.prefix_cache.serving.trace_server import MB, System, per_request, serve, summary
+    from artifact.prefix_cache.simulation import SYSTEMS
+    from artifact.prefix_cache.workloads.importers import load
 
     served = {name: label for name, label in SYSTEMS.items() if name not in ("none", "infinite")}
     if system not in served:
@@ -197,9 +197,9 @@ def conformance(
     as_json: AsJson = False,
 ) -> None:
     """Hold prefills resumed from a model's states against cold ones; exit status 1 if they differ."""
-    from artifact.prefix_cache import conformance as suite
-    from artifact.prefix_cache.hybrid_models import build
-    from artifact.prefix_cache.model_states import DoesNotResume, ModelStates
+    from artifact.prefix_cache.serving import resume_cases as suite
+    from artifact.prefix_cache.serving.hybrid_models import build
+    from artifact.prefix_cache.serving.model_states import DoesNotResume, ModelStates
 
     _check_device(device)
     _check_seed(seed)

@@ -29,9 +29,9 @@ def sync(
     as_json: Json = False,
 ) -> None:
     """Synchronise the gradients of a file and print what each scheme sends."""
-    from artifact.sparse_sync.counting import report
-    from artifact.sparse_sync.input_file import read
+    from artifact.sparse_sync.links.counting import report
     from artifact.sparse_sync.schemes import COMPARED, SCHEMES
+    from artifact.sparse_sync.tensors.input_file import read
 
     if scheme != "all" and scheme not in SCHEMES:
         raise ValueError(f"--scheme must be all or one of {', '.join(SCHEMES)}, got {scheme!r}")
@@ -62,8 +62,8 @@ def partition(
     as_json: Json = False,
 ) -> None:
     """Share the indices of a file out to partitions and print how evenly, and how fast."""
-    from artifact.sparse_sync.input_file import read
-    from artifact.sparse_sync.partitioning import measure
+    from artifact.sparse_sync.tensors.grouping import measure
+    from artifact.sparse_sync.tensors.input_file import read
 
     if method not in METHODS:
         raise ValueError(f"--method must be one of {', '.join(METHODS)}, got {method!r}")

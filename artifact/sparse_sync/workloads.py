@@ -21,8 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from artifact import datasets
-from artifact.sparse_sync.tensor import SparseTensor, from_coo
-from artifact.sparse_sync.topk import TopK
+from artifact.sparse_sync.tensors.sparse_tensor import SparseTensor, from_coo
+from artifact.sparse_sync.tensors.topk import TopK
 
 NAMES = ("lstm", "deepfm", "nmt", "bert", "topk-lstm", "topk-transformer")
 EMBEDDING_ROWS, TOP_K = "embedding rows", "top-k"

@@ -7,7 +7,7 @@ import types
 import pandas as pd
 import pytest
 
-from artifact import claims, results
+from figures import claims, results
 
 TOML = """
 [[claim]]

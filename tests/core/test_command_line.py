@@ -6,7 +6,8 @@ import sys
 import pytest
 
 from artifact import __main__ as command_line
-from artifact import claims, datasets, notebooks, paths, results, systems
+from artifact import datasets, paths, systems
+from figures import claims, notebooks, results
 
 
 def artifact(*arguments, **options):
@@ -17,7 +18,7 @@ def artifact(*arguments, **options):
 @pytest.fixture
 def run(monkeypatch, capsys):
     """The command line in this process, without the systems' commands: exit status, stdout, stderr."""
-    monkeypatch.setattr(systems, "modules", lambda part: iter([]))
+    monkeypatch.setattr(systems, "commands", lambda: iter([]))
 
     def call(*arguments):
         monkeypatch.setattr(sys, "argv", ["artifact", *arguments])
@@ -146,8 +147,9 @@ def test_the_module_runs_with_the_systems_commands():
 def test_start_up_imports_nothing_heavy():
     program = """
 import sys
-from artifact import __main__, claims, datasets, hardware, results, sweep, systems
-list(systems.modules("commands"))
+from artifact import __main__, datasets, hardware, sweep, systems
+from figures import claims, results
+list(systems.commands())
 heavy = {"torch", "numba", "transformers", "mamba_ssm", "triton", "ray", "papermill", "scipy", "matplotlib"}
 print(*sorted(heavy & set(sys.modules)))
 """

@@ -9,7 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from artifact import figures, results, systems
+from artifact import systems
+from figures import results
+from figures import style as figures
 
 
 @pytest.fixture
@@ -59,7 +61,7 @@ def plot_without_help(table):
 def registry(monkeypatch):
     """One system with one figure, `hits`, of table 11_hits."""
     plots = types.SimpleNamespace(FIGURES={"hits": ("11_hits", plot)})
-    monkeypatch.setattr(systems, "modules", lambda part: iter([plots]))
+    monkeypatch.setattr(systems, "commands", lambda: iter([plots]))
     return plots.FIGURES
 
 
@@ -110,7 +112,7 @@ def test_a_missing_table_is_named_after_the_other_figures_are_drawn(root, regist
 
 def test_two_systems_may_not_draw_a_figure_of_one_name(monkeypatch):
     plots = types.SimpleNamespace(FIGURES={"hits": ("11_hits", plot)})
-    monkeypatch.setattr(systems, "modules", lambda part: iter([plots, plots]))
+    monkeypatch.setattr(systems, "commands", lambda: iter([plots, plots]))
     with pytest.raises(ValueError, match="name must be unique, got hits twice"):
         figures.registered()
 

@@ -7,7 +7,8 @@ import subprocess
 
 import pytest
 
-from artifact import notebooks, paths
+from artifact import paths
+from figures import calls
 
 JOBS = ("env", "kick", "reproduce", "figures", "scorecard", "test", "nbval", "lint", "bench", "docs", "clean")
 TARGETS = (*JOBS, "lab", "help")
@@ -174,12 +175,12 @@ def test_clean_removes_what_was_generated_and_nothing_else(project):
 def test_tests_and_nbval_take_every_committed_notebook():
     for target in ("test", "nbval"):
         plan = make("--dry-run", target).stdout
-        for name in notebooks.names():
+        for name in calls.names():
             assert f"notebooks/{name}.ipynb" in plan
 
 
-@pytest.mark.skipif(notebooks.names() == ["90_scorecard"], reason="no notebook of a system is there yet")
+@pytest.mark.skipif(calls.names() == ["90_scorecard"], reason="no notebook of a system is there yet")
 def test_the_notebooks_that_the_makefile_names_exist():
     text = (paths.ROOT / "Makefile").read_text()
     named = set(re.findall(r"\b(\d\d_\w+)\.ipynb", text))
-    assert named <= set(notebooks.names())
+    assert named <= set(calls.names())

@@ -12,7 +12,7 @@ import papermill
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from artifact import notebooks
+from figures import calls, notebooks
 
 GOOD = ['profile = "quick"\ncount = 2', "print(profile, count)"]
 
@@ -96,7 +96,8 @@ def test_an_interrupt_leaves_nothing_behind(project):
     write(project, [GOOD[0], "import time\ntime.sleep(60)"])
     program = f"""
         from pathlib import Path
-        from artifact import notebooks, paths
+        from artifact import paths
+        from figures import calls, notebooks
         paths.ROOT = Path({str(project)!r})
         notebooks.run("10_tiny", "quick")
     """
@@ -153,16 +154,16 @@ def test_an_unknown_notebook_is_refused(project):
 def test_quick_is_what_the_parameters_cell_says(project):
     write(project, GOOD)
     overrides(project, "profile: full\ncount: 30\n")
-    assert notebooks.overrides("10_tiny", "quick") == {}
-    assert notebooks.overrides("10_tiny", "full") == {"profile": "full", "count": 30}
+    assert calls.overrides("10_tiny", "quick") == {}
+    assert calls.overrides("10_tiny", "full") == {"profile": "full", "count": 30}
 
 
 def test_full_without_overrides_only_sets_the_profile(project):
     write(project, GOOD)
-    assert notebooks.overrides("10_tiny", "full") == {"profile": "full"}
+    assert calls.overrides("10_tiny", "full") == {"profile": "full"}
 
 
 def test_notebooks_are_those_with_a_number_in_order(project):
     for name in ("11_b", "10_a", "scratch"):
         write(project, GOOD, name)
-    assert notebooks.names() == ["10_a", "11_b"]
+    assert calls.names() == ["10_a", "11_b"]

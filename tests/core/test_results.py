@@ -8,7 +8,8 @@ import pandas as pd
 import pytest
 from pandas.testing import assert_frame_equal
 
-from artifact import paths, results
+from artifact import paths
+from figures import results
 
 
 def trials():

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 @pytest.fixture(scope="module")
 def forks():
     """What starts nodes, once for all runs of a module."""
-    from artifact.elastic_moe.training import Forks
+    from artifact.elastic_moe.training.run import Forks
 
     with Forks() as started:
         yield started
@@ -24,7 +24,7 @@ def forks():
 @pytest.fixture
 def run(monkeypatch, capsys):
     """The command line in this process: exit status, stdout, stderr."""
-    monkeypatch.setattr(systems, "modules", lambda part: iter([commands]))
+    monkeypatch.setattr(systems, "commands", lambda: iter([commands]))
 
     def call(*arguments):
         monkeypatch.setattr(command_line, "app", command_line.typer.Typer(no_args_is_help=True))

@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from artifact.elastic_moe.alignment import align
-from artifact.elastic_moe.placement import Placement, place
-from artifact.elastic_moe.planning import next_generation
+from artifact.elastic_moe.placement.methods import Placement, place
+from artifact.elastic_moe.placement.probability import recovery, survival
 from artifact.elastic_moe.presets import PRESETS
-from artifact.elastic_moe.recovery import recovery, survival
+from artifact.elastic_moe.training.planning import next_generation
+from figures.lazarus.alignment import align
 
 
 def shuffled(layers, seed):

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from artifact.elastic_moe import dispatch
-from artifact.elastic_moe.dispatch import plan, split
+from artifact.elastic_moe.training import dispatch
+from artifact.elastic_moe.training.dispatch import plan, split
 
 
 @pytest.fixture(autouse=True)

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from artifact.elastic_moe.migration import Transfer, Unrecoverable, assign, holdings_of, transfers
-from artifact.elastic_moe.placement import Placement
+from artifact.elastic_moe.placement.methods import Placement
+from artifact.elastic_moe.placement.migration import Transfer, Unrecoverable, assign, holdings_of, transfers
 
 
 def placement(*nodes):

@@ -13,9 +13,9 @@ import time
 import pytest
 from training_runs import LONGEST, TINY, alive, alone, checked, command_line_of, descendants
 
-from artifact.elastic_moe import checkpoint
-from artifact.elastic_moe.state import losses_in_one_process
-from artifact.elastic_moe.training import train
+from artifact.elastic_moe.training import checkpoint
+from artifact.elastic_moe.training.run import train
+from artifact.elastic_moe.training.state import losses_in_one_process
 
 pytestmark = pytest.mark.slow
 
@@ -58,7 +58,7 @@ def test_nodes_that_torchrun_starts(tmp_path):
         controller = subprocess.Popen([*command, "--listen", address], stdout=out, stderr=subprocess.PIPE, text=True)
     torchrun = subprocess.Popen(
         [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "4"]
-        + ["-m", "artifact.elastic_moe.node", "--controller", address],
+        + ["-m", "artifact.elastic_moe.training.node", "--controller", address],
         stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
     )  # fmt: skip
     try:
@@ -122,7 +122,7 @@ def test_a_cut_network_is_a_failure_of_its_node(machines):
         port = free.getsockname()[1]
     nodes = [
         subprocess.Popen(
-            ["ip", "netns", "exec", name, sys.executable, "-m", "artifact.elastic_moe.node"]
+            ["ip", "netns", "exec", name, sys.executable, "-m", "artifact.elastic_moe.training.node"]
             + ["--controller", f"{here}:{port}", "--node", str(node), "--restarts", "0"],
             stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"},
         )

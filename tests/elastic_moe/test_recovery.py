@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from artifact.elastic_moe import recovery as module
-from artifact.elastic_moe.placement import Placement, mro_group_sizes, place
-from artifact.elastic_moe.recovery import (
+from artifact.elastic_moe.placement import probability as module
+from artifact.elastic_moe.placement.methods import Placement, mro_group_sizes, place
+from artifact.elastic_moe.placement.probability import (
     domain_recovery,
     expected,
     mro_closed_form,

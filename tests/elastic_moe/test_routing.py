@@ -40,7 +40,7 @@ def test_models_have_the_papers_parameters_and_expert_states(name, millions, sta
     ],
 )
 def test_replicas_of_the_real_trace_at_step_200(model, layer, expected):
-    from artifact.elastic_moe.allocation import allocate
+    from artifact.elastic_moe.placement.allocation import allocate
 
     real("smartmoe")
     spec = MODELS[model]

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from artifact.elastic_moe.placement import METHODS, Placement, place
-from artifact.elastic_moe.recovery import recovery, upper_bound
-from artifact.elastic_moe.search import search
+from artifact.elastic_moe.placement.methods import METHODS, Placement, place
+from artifact.elastic_moe.placement.probability import recovery, upper_bound
+from artifact.elastic_moe.placement.search import search
 
 # (slots, replicas, failures, most failure sets that any placement survives), by full enumeration of placements. In all
 # but a few, none of the other methods gets there.

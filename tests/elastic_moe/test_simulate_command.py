@@ -5,7 +5,7 @@ import json
 import pytest
 
 from artifact.elastic_moe.failures import every
-from artifact.elastic_moe.simulator import STATES, SYSTEMS, simulate
+from artifact.elastic_moe.simulation.simulator import STATES, SYSTEMS, simulate
 
 KEYS = {"model", "system", "failures", "testbed", "minutes", "samples", "steps", "samples_per_s", "lost_samples"}
 KEYS |= {"lost_steps", "restarts", "reconfigurations", "rebalances", "moved_states", "state_seconds", "timeline"}

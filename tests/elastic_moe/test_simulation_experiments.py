@@ -5,11 +5,11 @@ import math
 import pandas as pd
 import pytest
 
-from artifact.elastic_moe import experiments, metrics
 from artifact.elastic_moe.failures import every
-from artifact.elastic_moe.metrics import simulation as simulation_metrics
-from artifact.elastic_moe.plots.simulation import FIGURES
-from artifact.elastic_moe.simulator import STATES, simulate
+from artifact.elastic_moe.simulation.simulator import STATES, simulate
+from figures.lazarus import experiments, metrics
+from figures.lazarus.metrics import simulation as simulation_metrics
+from figures.lazarus.plots.simulation import FIGURES
 
 MODELS = ["GPT-S", "GPT-L"]
 DIMENSIONS = {"model", "interval_min", "seed", "minutes", "stride", "system", "minute", "ratio", "gpus", "p", "trial"}

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from artifact.elastic_moe.failures import Event, Trace, every, poisson
-from artifact.elastic_moe.layouts import Groups
 from artifact.elastic_moe.routing import LoadTrace, drifting
-from artifact.elastic_moe.simulator import STATES, SYSTEMS, Layouts, routed, simulate
-from artifact.elastic_moe.step_time import TESTBEDS, WORKLOADS, calibrated
+from artifact.elastic_moe.simulation.layouts import Groups
+from artifact.elastic_moe.simulation.simulator import STATES, SYSTEMS, Layouts, routed, simulate
+from artifact.elastic_moe.simulation.step_time import TESTBEDS, WORKLOADS, calibrated
 
 EVEN = LoadTrace("even", np.ones((1, 2, 8), dtype=np.int64), (1,))
 DRIFTING = drifting(2, 8, 200, skew=1, drift=0.2, seed=1)

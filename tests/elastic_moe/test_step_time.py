@@ -8,14 +8,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from artifact.elastic_moe import layouts, migration
-from artifact.elastic_moe.allocation import allocate
-from artifact.elastic_moe.layouts import Groups, Replicated
-from artifact.elastic_moe.placement import Placement, place
+from artifact.elastic_moe.placement import migration
+from artifact.elastic_moe.placement.allocation import allocate
+from artifact.elastic_moe.placement.methods import Placement, place
 from artifact.elastic_moe.presets import PRESETS
 from artifact.elastic_moe.routing import MODELS, smartmoe, top_experts
-from artifact.elastic_moe.step_time import TESTBEDS, WORKLOADS, calibrated, gpt
-from artifact.elastic_moe.step_time import Testbed as Rates
+from artifact.elastic_moe.simulation import layouts
+from artifact.elastic_moe.simulation.layouts import Groups, Replicated
+from artifact.elastic_moe.simulation.step_time import TESTBEDS, WORKLOADS, calibrated, gpt
+from artifact.elastic_moe.simulation.step_time import Testbed as Rates
 
 ROUND = Rates("round", flops=1e12, link_gbps=8, transfer_gbps=8, storage_gbps=80, storage_node_gbps=16)
 

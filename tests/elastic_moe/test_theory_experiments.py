@@ -4,10 +4,10 @@ import math
 
 import pytest
 
-from artifact.elastic_moe import experiments, metrics
-from artifact.elastic_moe.experiments import theory
-from artifact.elastic_moe.plots.theory import FIGURES
-from artifact.elastic_moe.recovery import recovery
+from artifact.elastic_moe.placement.probability import recovery
+from figures.lazarus import experiments, metrics
+from figures.lazarus.experiments import theory
+from figures.lazarus.plots.theory import FIGURES
 
 TESTBED = ["GPT-S", "GPT-L"]
 

@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from artifact.elastic_moe import experiments, metrics
-from artifact.elastic_moe.experiments import tradeoffs
-from artifact.elastic_moe.plots.tradeoffs import FIGURES
 from artifact.elastic_moe.routing import LoadTrace
+from figures.lazarus import experiments, metrics
+from figures.lazarus.experiments import tradeoffs
+from figures.lazarus.plots.tradeoffs import FIGURES
 
 DIMENSIONS = {"model", "nodes", "layers", "system", "seed", "racks", "failed_racks", "label", "nodes_lost", "process"}
 DIMENSIONS |= {"min_replicas", "rate_per_hour", "name", "interval", "iteration", "mapping"}

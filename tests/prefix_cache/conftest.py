@@ -13,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 def sharegpt():
     """The paper's ShareGPT trace at one session a second."""
     from artifact.datasets import DatasetUnavailable
-    from artifact.prefix_cache.importers import sharegpt
+    from artifact.prefix_cache.workloads.importers import sharegpt
 
     try:
         return sharegpt(sessions_per_s=1.0)
@@ -29,7 +29,7 @@ def run(monkeypatch, capsys):
     from artifact.prefix_cache import commands
 
     def call(*arguments):
-        monkeypatch.setattr(systems, "modules", lambda part: iter([commands]))
+        monkeypatch.setattr(systems, "commands", lambda: iter([commands]))
         monkeypatch.setattr(sys, "argv", ["artifact", *map(str, arguments)])
         with pytest.raises(SystemExit) as ended:
             command_line.main()

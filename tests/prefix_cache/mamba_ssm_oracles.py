@@ -15,7 +15,7 @@ os.environ |= {"TRITON_INTERPRET": "1", "MAMBA_DETERMINISTIC": "1", "CUDA_VISIBL
 
 import torch
 
-from artifact.prefix_cache import ssd as ours
+from artifact.prefix_cache.serving import ssd as ours
 
 CHUNK = 32
 

@@ -1,7 +1,7 @@
 """The published simulator, written down step by step as the oracle of the tests: plain, quadratic, obvious.
 
 It follows the order of operations of Marconi's evaluation, defects included; `fixes` switches single corrections
-on, by the names of `artifact.prefix_cache.fidelity`. Nothing here is shared with the package under test.
+on, by the names of `artifact.prefix_cache.index.fidelity`. Nothing here is shared with the package under test.
 """
 
 from __future__ import annotations

@@ -6,11 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from reference import BlockTree, Cost, Tree
 
-from artifact.prefix_cache.block_cache import BlockCache
-from artifact.prefix_cache.cache import PrefixCache
-from artifact.prefix_cache.eviction import NONE, NOW, FlopAware, Lru, Tuned, least_useful
-from artifact.prefix_cache.fidelity import ARTIFACT, CORRECTED, CORRECTIONS, Fidelity
-from artifact.prefix_cache.radix_tree import DEAD, ROOT
+from artifact.prefix_cache.index.block_cache import BlockCache
+from artifact.prefix_cache.index.cache import PrefixCache
+from artifact.prefix_cache.index.eviction import NONE, NOW, FlopAware, Lru, Tuned, least_useful
+from artifact.prefix_cache.index.fidelity import ARTIFACT, CORRECTED, CORRECTIONS, Fidelity
+from artifact.prefix_cache.index.radix_tree import DEAD, ROOT
 from artifact.prefix_cache.spec import MARCONI_7B, HybridSpec
 
 SMALL = HybridSpec("small", 3, 2, 3, d_model=8, d_state=2)

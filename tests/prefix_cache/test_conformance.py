@@ -8,9 +8,9 @@ import pytest
 import torch
 from transformers import cache_utils
 
-from artifact.prefix_cache import conformance as suite
-from artifact.prefix_cache.hybrid_models import TINY, build
-from artifact.prefix_cache.model_states import ModelStates
+from artifact.prefix_cache.serving import resume_cases as suite
+from artifact.prefix_cache.serving.hybrid_models import TINY, build
+from artifact.prefix_cache.serving.model_states import ModelStates
 
 torch.set_num_threads(1)
 WITHOUT_MAMBA_SSM = ("qwen3-next-tiny", "olmo-hybrid-tiny", "lfm2-tiny")

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from artifact.prefix_cache.block_cache import BlockCache
-from artifact.prefix_cache.cache import PrefixCache
-from artifact.prefix_cache.eviction import FlopAware, Lru, Tuned
-from artifact.prefix_cache.fidelity import ARTIFACT, CORRECTED, CORRECTIONS, Fidelity
-from artifact.prefix_cache.radix_tree import DEAD, LIVE_TOKENS, NONE, ROOT, child_of
+from artifact.prefix_cache.index.block_cache import BlockCache
+from artifact.prefix_cache.index.cache import PrefixCache
+from artifact.prefix_cache.index.eviction import FlopAware, Lru, Tuned
+from artifact.prefix_cache.index.fidelity import ARTIFACT, CORRECTED, CORRECTIONS, Fidelity
+from artifact.prefix_cache.index.radix_tree import DEAD, LIVE_TOKENS, NONE, ROOT, child_of
 from artifact.prefix_cache.spec import HybridSpec
 
 SMALL = HybridSpec("small", 3, 2, 3, d_model=8, d_state=2)

@@ -6,18 +6,18 @@ import numpy as np
 import pytest
 import torch
 
-from artifact.prefix_cache import generators
-from artifact.prefix_cache.admission import AtBranch, ChunkAligned, EndOnly, EveryBlocks
-from artifact.prefix_cache.block_cache import BlockCache
-from artifact.prefix_cache.cache import PrefixCache
-from artifact.prefix_cache.engine import HybridEngine
-from artifact.prefix_cache.eviction import FlopAware, Lru
-from artifact.prefix_cache.hybrid_models import TINY, build, spec_of
+from artifact.prefix_cache.index.admission import AtBranch, ChunkAligned, EndOnly, EveryBlocks
+from artifact.prefix_cache.index.block_cache import BlockCache
+from artifact.prefix_cache.index.cache import PrefixCache
+from artifact.prefix_cache.index.eviction import FlopAware, Lru
+from artifact.prefix_cache.index.tiers import TieredCache
 from artifact.prefix_cache.presets import MARCONI_7B
-from artifact.prefix_cache.replay import MARCONI, SGLANG, VANILLA, VLLM
-from artifact.prefix_cache.serving import System, serve
-from artifact.prefix_cache.tensor_memory import TensorMemory
-from artifact.prefix_cache.tiers import TieredCache
+from artifact.prefix_cache.serving.engine import HybridEngine
+from artifact.prefix_cache.serving.hybrid_models import TINY, build, spec_of
+from artifact.prefix_cache.serving.tensor_memory import TensorMemory
+from artifact.prefix_cache.serving.trace_server import System, serve
+from artifact.prefix_cache.simulation import MARCONI, SGLANG, VANILLA, VLLM
+from artifact.prefix_cache.workloads import generators
 
 torch.set_num_threads(1)
 ROOM = 10**9

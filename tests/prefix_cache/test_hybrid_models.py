@@ -10,9 +10,9 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from artifact.prefix_cache.hybrid_models import PRESETS, TINY, build, spec_of
-from artifact.prefix_cache.model_states import ModelStates
 from artifact.prefix_cache.presets import PUBLISHED
+from artifact.prefix_cache.serving.hybrid_models import PRESETS, TINY, build, spec_of
+from artifact.prefix_cache.serving.model_states import ModelStates
 
 torch.set_num_threads(1)
 
@@ -235,7 +235,7 @@ def test_a_class_without_formulas_is_refused():
 
 
 def test_the_simulators_start_without_torch():
-    code = "import sys, artifact.prefix_cache.replay, artifact.prefix_cache.commands; print('torch' in sys.modules)"
+    code = "import sys, artifact.prefix_cache.simulation, artifact.prefix_cache.commands; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ))
     assert done.stdout.strip() == "False", done.stderr
 

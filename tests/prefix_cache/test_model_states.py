@@ -8,8 +8,8 @@ import torch
 import transformers
 from transformers import cache_utils
 
-from artifact.prefix_cache.hybrid_models import TINY, build
-from artifact.prefix_cache.model_states import ModelStates, Tolerance
+from artifact.prefix_cache.serving.hybrid_models import TINY, build
+from artifact.prefix_cache.serving.model_states import ModelStates, Tolerance
 
 torch.set_num_threads(1)
 
@@ -106,7 +106,7 @@ def test_each_class_is_resumed_in_the_first_way_that_is_right(states_by_name):
 
 
 def test_without_the_scans_function_jamba_goes_token_by_token(monkeypatch, states_by_name):
-    monkeypatch.setattr("artifact.prefix_cache.model_states.has_selective_scan", lambda model: False)
+    monkeypatch.setattr("artifact.prefix_cache.serving.model_states.has_selective_scan", lambda model: False)
     states = ModelStates(states_by_name["jamba-tiny"].model)
     assert states.resume == "token by token"
     tokens = random_tokens(5, 60)

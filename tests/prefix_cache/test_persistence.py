@@ -9,13 +9,13 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from artifact.prefix_cache import persistence
-from artifact.prefix_cache.block_cache import BlockCache
-from artifact.prefix_cache.cache import PrefixCache
-from artifact.prefix_cache.engine import HybridEngine
-from artifact.prefix_cache.eviction import FlopAware, Lru, Tuned
-from artifact.prefix_cache.hybrid_models import build, fingerprint, spec_of
-from artifact.prefix_cache.tiers import TieredCache
+from artifact.prefix_cache.index.block_cache import BlockCache
+from artifact.prefix_cache.index.cache import PrefixCache
+from artifact.prefix_cache.index.eviction import FlopAware, Lru, Tuned
+from artifact.prefix_cache.index.tiers import TieredCache
+from artifact.prefix_cache.serving import persistence
+from artifact.prefix_cache.serving.engine import HybridEngine
+from artifact.prefix_cache.serving.hybrid_models import build, fingerprint, spec_of
 
 torch.set_num_threads(1)
 
@@ -202,7 +202,7 @@ def test_a_save_that_fails_leaves_the_last_one(model, saved, monkeypatch, kind):
     def fail(*arguments, **options):
         raise kind("disk is full")
 
-    monkeypatch.setattr("artifact.prefix_cache.persistence.save_file", fail)
+    monkeypatch.setattr("artifact.prefix_cache.serving.persistence.save_file", fail)
     with pytest.raises(OSError, match="disk is full"):
         engine.save(path)
     assert path.read_bytes() == before and [file.name for file in path.parent.iterdir()] == [path.name]

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from artifact.prefix_cache.fidelity import ARTIFACT, CORRECTED, Fidelity
-from artifact.prefix_cache.importers import sharegpt as sharegpt_at
-from artifact.prefix_cache.latency import p95_ms, ttft_ms
-from artifact.prefix_cache.replay import GB, INFINITE, MARCONI, SGLANG, VANILLA, VLLM, replay
+from artifact.prefix_cache.index.fidelity import ARTIFACT, CORRECTED, Fidelity
+from artifact.prefix_cache.simulation import GB, INFINITE, MARCONI, SGLANG, VANILLA, VLLM, replay
 from artifact.prefix_cache.spec import MARCONI_7B
+from artifact.prefix_cache.workloads.importers import sharegpt as sharegpt_at
+from figures.marconi.latency import p95_ms, ttft_ms
 
 PUBLISHED = {  # token hit rate in %, FLOPs saved in 1e12
     VLLM: (5.2087, 987.0723),

@@ -5,8 +5,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-
-from artifact.prefix_cache.reference_hybrid import AttentionState, HybridConfig, RecurrentState, ReferenceHybrid
+from reference_hybrid import AttentionState, HybridConfig, RecurrentState, ReferenceHybrid
 
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 6e-2}
 LENGTH = 200

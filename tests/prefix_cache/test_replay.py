@@ -7,14 +7,24 @@ import sys
 import numpy as np
 import pytest
 
-from artifact.prefix_cache import generators
-from artifact.prefix_cache.admission import EndOnly
-from artifact.prefix_cache.cache import PrefixCache
-from artifact.prefix_cache.clairvoyant import Future, replay_clairvoyant
-from artifact.prefix_cache.eviction import FlopAware, Lru, Tuned
-from artifact.prefix_cache.replay import GB, INFINITE, MARCONI, SGLANG, SYSTEMS, VANILLA, VLLM, replay, request_table
+from artifact.prefix_cache.index.admission import EndOnly
+from artifact.prefix_cache.index.cache import PrefixCache
+from artifact.prefix_cache.index.eviction import FlopAware, Lru, Tuned
+from artifact.prefix_cache.simulation import (
+    GB,
+    INFINITE,
+    MARCONI,
+    SGLANG,
+    SYSTEMS,
+    VANILLA,
+    VLLM,
+    replay,
+    request_table,
+)
 from artifact.prefix_cache.spec import MARCONI_7B
-from artifact.prefix_cache.trace_file import write_jsonl
+from artifact.prefix_cache.workloads import generators
+from artifact.prefix_cache.workloads.trace_file import write_jsonl
+from figures.marconi.clairvoyant import Future, replay_clairvoyant
 
 
 @pytest.fixture(scope="module")

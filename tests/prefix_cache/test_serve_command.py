@@ -7,8 +7,8 @@ import sys
 import numpy as np
 import pytest
 
-from artifact.prefix_cache import generators
-from artifact.prefix_cache.trace_file import write_jsonl
+from artifact.prefix_cache.workloads import generators
+from artifact.prefix_cache.workloads.trace_file import write_jsonl
 
 
 @pytest.fixture(scope="module")

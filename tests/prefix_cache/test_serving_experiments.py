@@ -3,8 +3,8 @@
 import pandas as pd
 import pytest
 
-from artifact.prefix_cache import metrics, plots
-from artifact.prefix_cache.experiments import serving
+from figures.marconi import metrics, plots
+from figures.marconi.experiments import serving
 
 SMALLEST = {"source": "synthetic-chat", "model": "granite-tiny", "requests": 6, "num_sessions": 2}
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from artifact.prefix_cache.cache import PrefixCache
-from artifact.prefix_cache.engine import HybridEngine
-from artifact.prefix_cache.eviction import FlopAware, Lru
-from artifact.prefix_cache.hybrid_models import build, spec_of
-from artifact.prefix_cache.tiers import TieredCache
+from artifact.prefix_cache.index.cache import PrefixCache
+from artifact.prefix_cache.index.eviction import FlopAware, Lru
+from artifact.prefix_cache.index.tiers import TieredCache
+from artifact.prefix_cache.serving.engine import HybridEngine
+from artifact.prefix_cache.serving.hybrid_models import build, spec_of
 
 torch.set_num_threads(1)
 OPERATIONS = 10_000

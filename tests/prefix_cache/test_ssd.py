@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from artifact import hardware
-from artifact.prefix_cache import ssd as module
-from artifact.prefix_cache.ssd import causal_convolution, implementation, ssd, ssd_step
+from artifact.prefix_cache.serving import ssd as module
+from artifact.prefix_cache.serving.ssd import causal_convolution, implementation, ssd, ssd_step
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 2e-2}
 """Of the largest value."""

@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from artifact.prefix_cache import generators
-from artifact.prefix_cache.admission import (
+from artifact.prefix_cache.index.admission import (
     EVERY_STATE,
     AtBranch,
     ChunkAligned,
@@ -15,14 +14,15 @@ from artifact.prefix_cache.admission import (
     parse_placement,
     wanted_states,
 )
-from artifact.prefix_cache.block_cache import BlockCache
-from artifact.prefix_cache.cache import INSERT, LOOKUP, Operations, PrefixCache
-from artifact.prefix_cache.eviction import NONE, NOW, FlopAware, Lru, Tuned, least_recent, least_useful
-from artifact.prefix_cache.fidelity import ARTIFACT
-from artifact.prefix_cache.radix_tree import ROOT
-from artifact.prefix_cache.replay import GB, MARCONI, SGLANG, VLLM, operations, replay
+from artifact.prefix_cache.index.block_cache import BlockCache
+from artifact.prefix_cache.index.cache import INSERT, LOOKUP, Operations, PrefixCache
+from artifact.prefix_cache.index.eviction import NONE, NOW, FlopAware, Lru, Tuned, least_recent, least_useful
+from artifact.prefix_cache.index.fidelity import ARTIFACT
+from artifact.prefix_cache.index.radix_tree import ROOT
+from artifact.prefix_cache.index.tiers import TieredCache
+from artifact.prefix_cache.simulation import GB, MARCONI, SGLANG, VLLM, operations, replay
 from artifact.prefix_cache.spec import MARCONI_7B, HybridSpec
-from artifact.prefix_cache.tiers import TieredCache
+from artifact.prefix_cache.workloads import generators
 
 SMALL = HybridSpec("small", 3, 2, 3, d_model=8, d_state=2)
 CAPACITY = 8000

@@ -6,8 +6,8 @@ import json
 import numpy as np
 import pytest
 
-from artifact.prefix_cache import generators
-from artifact.prefix_cache.trace_file import TraceError, read_jsonl, write_jsonl
+from artifact.prefix_cache.workloads import generators
+from artifact.prefix_cache.workloads.trace_file import TraceError, read_jsonl, write_jsonl
 
 GOOD = {"session_id": 0, "turn_id": 0, "ts": 0.5, "input_tokens": [1, 2], "output_tokens": [3]}
 

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from artifact.datasets import DatasetUnavailable
-from artifact.prefix_cache import generators, importers
-from artifact.prefix_cache.importers import block_hash_trace, load
-from artifact.prefix_cache.replay import INFINITE, replay
+from artifact.prefix_cache.simulation import INFINITE, replay
 from artifact.prefix_cache.spec import MARCONI_7B
-from artifact.prefix_cache.traces import Session, chat_trace, collapsed_trace
+from artifact.prefix_cache.workloads import generators, importers
+from artifact.prefix_cache.workloads.importers import block_hash_trace, load
+from artifact.prefix_cache.workloads.traces import Session, chat_trace, collapsed_trace
 
 
 def real(name, **options):

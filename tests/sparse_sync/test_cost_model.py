@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from artifact.sparse_sync import cost_model
-from artifact.sparse_sync.cost_model import CANDIDATES, choose_scheme, measure, predict, published_choice
-from artifact.sparse_sync.counting import traffic_of
-from artifact.sparse_sync.tensor import SparseTensor
+from artifact.sparse_sync.links.counting import traffic_of
+from artifact.sparse_sync.schemes import cost_model
+from artifact.sparse_sync.schemes.cost_model import CANDIDATES, choose_scheme, measure, predict, published_choice
+from artifact.sparse_sync.tensors.sparse_tensor import SparseTensor
 from artifact.sparse_sync.workloads import uniform, zipf_embedding
 
 

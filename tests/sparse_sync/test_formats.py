@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from artifact.sparse_sync.formats import (
+from artifact.sparse_sync.tensors.formats import (
     Bitmap,
     Blocks,
     Coo,
@@ -16,7 +16,7 @@ from artifact.sparse_sync.formats import (
     pack_bits,
     unpack_bits,
 )
-from artifact.sparse_sync.partition import Hashed
+from artifact.sparse_sync.tensors.partitions import Hashed
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

@@ -8,10 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from artifact.sparse_sync import hashing
-from artifact.sparse_sync.hashing import counting, hierarchical, imbalance, partition_of, strawman
-from artifact.sparse_sync.partition import partition
-from artifact.sparse_sync.partitioning import group
+from artifact.sparse_sync.tensors import hashing
+from artifact.sparse_sync.tensors.grouping import group
+from artifact.sparse_sync.tensors.hashing import counting, hierarchical, imbalance, partition_of, strawman
+from artifact.sparse_sync.tensors.partitions import partition
 
 MILLION = 1_000_000
 

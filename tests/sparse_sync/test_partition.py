@@ -6,8 +6,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from artifact.sparse_sync.bijection import Bijection
-from artifact.sparse_sync.partition import PARTITIONS, partition
+from artifact.sparse_sync.tensors.bijection import Bijection
+from artifact.sparse_sync.tensors.partitions import PARTITIONS, partition
 
 SHAPES = [(1, 1), (1, 5), (3, 8), (10, 8), (255, 2), (256, 3), (257, 3), (1000, 7), (1024, 4), (5000, 16), (5001, 64)]
 

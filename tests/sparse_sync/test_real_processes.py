@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch import nn
 
-from artifact.sparse_sync import launch
-from artifact.sparse_sync.formats import as_bytes
-from artifact.sparse_sync.launch import RankFailed
+from artifact.sparse_sync.links import launch
+from artifact.sparse_sync.links.launch import RankFailed
+from artifact.sparse_sync.links.transport import run_counted
 from artifact.sparse_sync.schemes import SCHEMES
-from artifact.sparse_sync.tensor import SparseTensor
-from artifact.sparse_sync.transport import run_counted
+from artifact.sparse_sync.tensors.formats import as_bytes
+from artifact.sparse_sync.tensors.sparse_tensor import SparseTensor
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the ranks cannot import a test
 
@@ -39,7 +39,7 @@ def tensors_of(n):
 
 def every_scheme(rank, n):
     """Of each scheme, this rank's result and payload bytes."""
-    from artifact.sparse_sync.transport import Link
+    from artifact.sparse_sync.links.transport import Link
 
     outcomes = {}
     for name, scheme in SCHEMES.items():
@@ -51,7 +51,7 @@ def every_scheme(rank, n):
 
 def every_scheme_in_one_call_a_phase(rank, n):
     """The same by the way that nccl takes, one all_to_all_single a phase: gloo has it too."""
-    from artifact.sparse_sync.transport import Link
+    from artifact.sparse_sync.links.transport import Link
 
     Link._rounds = Link._all_to_all
     return every_scheme(rank, n)
@@ -59,8 +59,8 @@ def every_scheme_in_one_call_a_phase(rank, n):
 
 def messages_of_every_length(rank, n):
     """What arrives of messages on both sides of the length that goes along with its size."""
+    from artifact.sparse_sync.links.transport import EAGER_BYTES, Link
     from artifact.sparse_sync.schemes import Exchange
-    from artifact.sparse_sync.transport import EAGER_BYTES, Link
 
     link, others = Link(), tuple(other for other in range(n) if other != rank)
     lengths = [0, 1, EAGER_BYTES - 1, EAGER_BYTES, EAGER_BYTES + 1, 5 * EAGER_BYTES + 3]
@@ -129,7 +129,7 @@ def batch(rank, step, kind):
 
 def trained(rank, scheme, kind, dtype=torch.float32, **options):
     """Parameters after `STEPS` steps of SGD with stock DDP (no scheme) or the hook, and the hook's state."""
-    from artifact.sparse_sync.ddp_hook import register_sparse_sync
+    from artifact.sparse_sync.links.ddp_hook import register_sparse_sync
 
     torch.manual_seed(1)
     model = Small().to(dtype)

@@ -6,12 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from artifact.sparse_sync.bijection import Bijection
-from artifact.sparse_sync.counting import report
-from artifact.sparse_sync.formats import as_bytes
+from artifact.sparse_sync.links.counting import report
+from artifact.sparse_sync.links.transport import Traffic, run_counted
 from artifact.sparse_sync.schemes import SCHEMES, scheme
-from artifact.sparse_sync.tensor import SparseTensor
-from artifact.sparse_sync.transport import Traffic, run_counted
+from artifact.sparse_sync.tensors.bijection import Bijection
+from artifact.sparse_sync.tensors.formats import as_bytes
+from artifact.sparse_sync.tensors.sparse_tensor import SparseTensor
 
 RANKS = (1, 2, 3, 4, 6, 7, 8, 12, 16)
 FEW = (2, 3, 8)
@@ -396,7 +396,7 @@ def test_a_report_finds_every_scheme_exact(name):
 
 
 def test_a_report_finds_a_lost_element(monkeypatch):
-    from artifact.sparse_sync import counting
+    from artifact.sparse_sync.links import counting
 
     def losing(chosen, tensors, seed):
         results, traffic = run_counted(chosen, tensors, seed)

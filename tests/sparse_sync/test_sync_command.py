@@ -31,7 +31,7 @@ ROWS = {"num_rows": np.int64(50), "row_width": np.int64(4), "row_0": np.array([0
 @pytest.fixture
 def run(monkeypatch, capsys):
     """The command line in this process: exit status, stdout, stderr."""
-    monkeypatch.setattr(systems, "modules", lambda part: iter([commands]))
+    monkeypatch.setattr(systems, "commands", lambda: iter([commands]))
 
     def call(*arguments):
         monkeypatch.setattr(command_line, "app", command_line.typer.Typer(no_args_is_help=True))

@@ -9,8 +9,9 @@ import time
 import pytest
 import torch
 
-from artifact.sparse_sync import testbed, workloads
-from artifact.sparse_sync.counting import ring_bytes
+from artifact.sparse_sync import workloads
+from artifact.sparse_sync.links import testbed
+from artifact.sparse_sync.links.counting import ring_bytes
 
 POSSIBLE, REASON = testbed.available()
 needs_links = pytest.mark.skipif(not POSSIBLE, reason=f"needs root: {REASON}")
@@ -103,7 +104,7 @@ def test_an_error_inside_leaves_nothing_behind():
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
 def test_a_process_that_is_ended_leaves_nothing_behind(number):
     script = (
-        "import time\nfrom artifact.sparse_sync.testbed import Testbed\n"
+        "import time\nfrom artifact.sparse_sync.links.testbed import Testbed\n"
         "with Testbed(3, '100mbit'):\n    print('up', flush=True)\n    time.sleep(60)\n"
     )
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True) as process:

@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 import torch
 
-from artifact.sparse_sync import hashing
-from artifact.sparse_sync.hashing import counting
+from artifact.sparse_sync.tensors import hashing
+from artifact.sparse_sync.tensors.hashing import counting
 
 if find_spec("triton") is None:
     pytest.skip("Triton is for Linux only", allow_module_level=True)
 
-from artifact.sparse_sync import triton_hashing
+from artifact.sparse_sync.tensors import triton_hashing
 
 BLOCK = triton_hashing.BLOCK
 SEED = 5
@@ -52,7 +52,7 @@ WORKER = """
 import sys
 from dataclasses import astuple
 import torch
-from artifact.sparse_sync.triton_hashing import hierarchical
+from artifact.sparse_sync.tensors.triton_hashing import hierarchical
 
 def outcome(index_N, num_partitions, seed, options):
     try:

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Protocol
 
-from artifact.sparse_sync.formats import Bitmap, Blocks, Coo
+from artifact.sparse_sync.schemes.balanced import parallelism
 from artifact.sparse_sync.schemes.base import Exchange, Place, Steps
-from artifact.sparse_sync.schemes.centralization import agsparse, sparcml
-from artifact.sparse_sync.schemes.parallelism import parallelism
-from artifact.sparse_sync.schemes.ring import ring
-from artifact.sparse_sync.tensor import SparseTensor
+from artifact.sparse_sync.schemes.centralized import agsparse, sparcml
+from artifact.sparse_sync.schemes.dense import ring
+from artifact.sparse_sync.tensors.formats import Bitmap, Blocks, Coo
+from artifact.sparse_sync.tensors.sparse_tensor import SparseTensor
 
 __all__ = ["COMPARED", "SCHEMES", "Exchange", "Place", "Scheme", "scheme"]
 

@@ -1,7 +1,7 @@
 """A scheme is written once, for one rank, as a generator: it yields what it sends and is sent what it received.
 
-Whoever runs the generators is the transport (`artifact.sparse_sync.transport`): in one process, which counts the bytes
-of every rank, or over torch.distributed, which sends them.
+Whoever runs the generators is the transport (`artifact.sparse_sync.links.transport`): in one process, which counts the
+bytes of every rank, or over torch.distributed, which sends them.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import TypeAlias
 
 from torch import Tensor
 
-from artifact.sparse_sync.tensor import SparseTensor
+from artifact.sparse_sync.tensors.sparse_tensor import SparseTensor
 
 Message: TypeAlias = Tensor
 """[B], uint8."""

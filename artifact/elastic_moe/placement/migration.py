@@ -1,0 +1,128 @@
+"""From what nodes hold to what a new placement asks of them: who becomes which node of the plan, and what is sent.
+
+Shape legend: C = current nodes, P = nodes of the plan (as many), X = experts of all layers
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from scipy.optimize import linear_sum_assignment
+
+from artifact.elastic_moe.placement.methods import Placement
+
+METHODS = ("optimal", "greedy")
+ExpertState = tuple[int, int]
+"""Layer, expert: the unit that moves, weights and optimizer state together."""
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """One expert state sent from one current node to another."""
+
+    layer: int
+    expert: int
+    source: int
+    target: int
+    num_bytes: int
+
+
+class Unrecoverable(ValueError):
+    """Experts that no node holds: training can only go on from a checkpoint."""
+
+    def __init__(self, lost: Sequence[ExpertState]) -> None:
+        listed = ", ".join(f"({layer}, {expert})" for layer, expert in lost)
+        super().__init__(f"lost experts, as (layer, expert) that no node holds: {listed}")
+        self.lost = tuple(lost)
+
+
+def holdings_of(placements: Sequence[Placement], nodes: Sequence[int | None]) -> list[set[ExpertState]]:
+    """What current nodes hold: each was a node of the placements, one a layer, or joins (None) and is empty."""
+    return [set() if node is None else _asked(placements, node) for node in nodes]
+
+
+def assign(
+    holdings: Sequence[Collection[ExpertState]],
+    placements: Sequence[Placement],
+    method: Literal["optimal", "greedy"] = "optimal",
+) -> list[int]:
+    """The plan's node that each current node becomes, for all layers at once; what is held there already stays.
+
+    optimal: fewest (layer, expert) states to send, as a linear assignment
+    greedy:  current nodes in turn, each the free node of the plan with the fewest states new to it, the first of equal
+             ones (as Lazarus does)
+    Raises: ValueError if the method is unknown, or a placement has not one node for each current node
+    """
+    _check(holdings, placements)
+    if method not in METHODS:
+        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    new_CP = _new_states(holdings, placements)
+    if method == "optimal":
+        return linear_sum_assignment(new_CP)[1].tolist()
+    chosen, taken = [], np.iinfo(np.int64).max
+    for new_P in new_CP:
+        chosen.append(int(new_P.argmin()))
+        new_CP[:, chosen[-1]] = taken
+    return chosen
+
+
+def transfers(
+    holdings: Sequence[Collection[ExpertState]],
+    placements: Sequence[Placement],
+    assignment: Sequence[int],
+    expert_bytes: int,
+) -> list[Transfer]:
+    """What must be sent so that each current node holds what its node of the plan asks, and nothing more.
+
+    Each state comes from the owner that has the least to send so far, the first of equal ones; states with the fewest
+    owners are shared out first, as they leave the least choice. Returned by target, layer and expert.
+
+    Raises: Unrecoverable if no current node holds an expert of the plan
+            ValueError if the assignment is no permutation of the plan's nodes, or as in `assign`
+    """
+    _check(holdings, placements)
+    if sorted(assignment) != list(range(len(holdings))):
+        raise ValueError(f"assignment must be a permutation of {len(holdings)} nodes, got {list(assignment)}")
+    owners: dict[ExpertState, list[int]] = {}
+    for node, held in enumerate(holdings):
+        for state in held:
+            owners.setdefault(state, []).append(node)
+    asked = [_asked(placements, node) for node in assignment]
+    if lost := sorted(set().union(*asked) - owners.keys()):
+        raise Unrecoverable(lost)
+    missing = [(*state, target) for target, states in enumerate(asked) for state in states - set(holdings[target])]
+    to_send_C = np.zeros(len(holdings), dtype=np.int64)  # states, as all have the same size
+    planned = []
+    for layer, expert, target in sorted(missing, key=lambda each: (len(owners[each[:2]]), each)):
+        candidates = owners[layer, expert]
+        source = candidates[int(to_send_C[candidates].argmin())]
+        to_send_C[source] += 1
+        planned.append(Transfer(layer, expert, source, target, expert_bytes))
+    return sorted(planned, key=lambda each: (each.target, each.layer, each.expert))
+
+
+def _asked(placements: Sequence[Placement], node: int) -> set[ExpertState]:
+    return {(layer, expert) for layer, placement in enumerate(placements) for expert in placement.nodes[node]}
+
+
+def _new_states(holdings: Sequence[Collection[ExpertState]], placements: Sequence[Placement]) -> np.ndarray:
+    """[C, P], states that a current node lacks to be that node of the plan."""
+    offsets = np.cumsum([0] + [placement.num_experts for placement in placements])
+    held_CX, asked_PX = (np.zeros((len(holdings), offsets[-1]), dtype=np.float32) for _ in range(2))
+    for node, held in enumerate(holdings):
+        kept = [offsets[layer] + expert for layer, expert in held if layer < len(placements)]
+        held_CX[node, kept] = 1
+        asked_PX[node, [offsets[layer] + expert for layer, expert in _asked(placements, node)]] = 1
+    return (asked_PX.sum(axis=1) - held_CX @ asked_PX.T).astype(np.int64)
+
+
+def _check(holdings: Sequence[Collection[ExpertState]], placements: Sequence[Placement]) -> None:
+    if not placements:
+        raise ValueError("placements must have at least one layer, got none")
+    for layer, placement in enumerate(placements):
+        if len(placement.nodes) != len(holdings):
+            rule = f"placement of layer {layer} must have {len(holdings)} nodes, one for each current node"
+            raise ValueError(f"{rule}, got {len(placement.nodes)}")

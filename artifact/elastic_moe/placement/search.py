@@ -1,0 +1,353 @@
+"""`best`: the placement that survives most failures, where the published one (MRO) is not optimal.
+
+MRO is optimal while its node groups are whole; where the last one is cut short, other placements survive more. Here the
+published placements are the starting points, an upper bound says when one of them cannot be beaten, and otherwise the
+nodes that hold each expert are searched: to the end for few nodes, by exchanging copies for many.
+
+Only the set of nodes that hold an expert matters, not how many copies a node has. A failure set is a set of nodes that
+fail together; a placement loses it when all holders of some expert are in it. Losses are probabilities over failure
+sets; a smaller one is better.
+
+Shape legend: N = nodes, E = experts, S = slots, W = words of 64 failure sets each, V = words of 64 nodes each,
+H = 2**N sets of holders, M = moves
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import combinations
+
+import numpy as np
+
+from artifact.elastic_moe.placement.methods import METHODS, Placement, place
+from artifact.elastic_moe.placement.probability import recovery, upper_bound
+from artifact.elastic_moe.placement.search_kernels import EQUAL, Floats, Integers, Words, branch, exchange
+
+BOUNDED_NODES = 256  # the upper bound is computed up to here
+EXHAUSTED_NODES = 8  # sets of holders are searched to the end up to here
+EXHAUSTED_STEPS = 30_000_000  # or until so much was tried
+COUNTED_NODES = 24  # any placement's loss is counted up to here,
+COUNTED_HOLDERS = 12  # or up to so many different sets of holders
+JUDGED_SETS = 1 << 13  # failure sets drawn for a placement whose loss is not counted
+DOUBT = 3.0  # standard errors by which an estimated loss must be the smaller one
+EXCHANGED_SETS = 1 << 12  # failure sets that guide the exchange of copies: all, or a sample
+RARE = 0.02  # losses below are not guided by a sample
+RESTARTS = 8
+MOVES = 50_000  # of each restart at most
+EXCHANGE_WORK = 100_000_000  # words touched by the moves of all restarts at most
+WARM, COLD = 0.005, 0.0005  # growth of the loss that is accepted once in e times, at the first and the last move
+
+
+def search(
+    replicas: Sequence[int],
+    slots: Sequence[int],
+    *,
+    failures: int | None = None,
+    failure_probability: float = 0.1,
+    seed: int = 0,
+) -> Placement:
+    """The placement with the best objective found, never worse in it than the other methods' with the same seed.
+
+    replicas: [E], per expert in the order given; slots: [N], per node, may be unequal
+    failures: the objective is the number of sets of so many failed nodes after which every expert is alive; without
+              it, the probability of that when each node fails with `failure_probability`, independently
+    The optimum where MRO's groups are whole, `upper_bound` is reached or the exhaustive search ends, as it does up to
+    8 nodes x 4 slots and 8 experts. Among equals, one that survives any min(replicas) - 1 failures, if there is one,
+    then MRO. The amount of work is fixed, so the result depends on the arguments only. On more than 24 nodes the losses
+    of random and of searched placements are estimates, and win only where they are smaller beyond doubt.
+    Raises:   ValueError as `place`; failures outside [0, N]; a failure probability outside [0, 1]
+    """
+    mro = place("mro", replicas, slots)
+    if failures is not None and not 0 <= failures <= len(slots):
+        raise ValueError(f"failures must be in [0, {len(slots)}], the number of nodes, got {failures}")
+    if not 0 <= failure_probability <= 1:
+        raise ValueError(f"failure_probability must be in [0, 1], got {failure_probability}")
+    if _mro_is_optimal(replicas, slots):
+        return mro
+    problem = Problem(tuple(replicas), tuple(slots), failures, failure_probability, seed)
+    judged = [problem.judged(mro, regular=True)]
+    for method in METHODS:
+        if method not in ("mro", "best"):
+            start = place(method, replicas, slots, seed=seed)
+            judged.append(problem.judged(start, regular=method != "random"))
+    found, ended = problem.best(judged), False
+    if found.loss <= problem.least_loss * (1 + EQUAL) and problem.keeps_promise(found.placement):
+        return found.placement
+    if len(slots) <= EXHAUSTED_NODES:
+        found, ended = problem.exhaust(found)
+    if not ended:
+        found = problem.best([found, *map(problem.judged, problem.exchange([found, *judged]))])
+    return found.placement
+
+
+def _mro_is_optimal(replicas: Sequence[int], slots: Sequence[int]) -> bool:
+    """Whatever fails: the experts fit on each node, or no group has fewer nodes than its rarest expert has replicas."""
+    first = sorted(replicas)[:: max(slots)]
+    return min(slots) == max(slots) and (len(first) == 1 or sum(first) <= len(slots))
+
+
+@dataclass(frozen=True)
+class Judged:
+    """A placement with its loss, counted or estimated."""
+
+    placement: Placement
+    loss: float
+    standard_error: float
+
+
+@dataclass(frozen=True)
+class FailureSets:
+    """Failure sets, one bit each. Unused bits: nothing fails."""
+
+    failed_NW: Words
+    weight_W: Floats
+    complete: bool
+
+    def loss(self, placement: Placement) -> float:
+        """Weight of the failure sets that contain all holders of some expert."""
+        lost_W = np.zeros_like(self.failed_NW[0])
+        for nodes in placement.holders:
+            lost_W |= np.bitwise_and.reduce(self.failed_NW[list(nodes)], axis=0)
+        return float(np.bitwise_count(lost_W) @ self.weight_W)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What to place where, and the objective as a loss."""
+
+    replicas: tuple[int, ...]
+    slots: tuple[int, ...]
+    failures: int | None
+    failure_probability: float
+    seed: int
+
+    @property
+    def num_nodes(self) -> int:
+        return len(self.slots)
+
+    @cached_property
+    def promised(self) -> int:
+        """Holders that every expert shall have: the fewest replicas, if there is room for that."""
+        fewest = min(*self.replicas, self.num_nodes)
+        room = sum(min(slot, len(self.replicas)) for slot in self.slots)
+        return fewest if room >= fewest * len(self.replicas) else 1
+
+    def keeps_promise(self, placement: Placement) -> bool:
+        return min(map(len, placement.holders)) >= self.promised
+
+    @cached_property
+    def chance_of(self) -> list[float]:
+        """Of each number of failed nodes."""
+        nodes, p = self.num_nodes, self.failure_probability
+        if self.failures is not None or p in (0, 1):
+            certain = self.failures if self.failures is not None else round(p * nodes)
+            return [float(failed == certain) for failed in range(nodes + 1)]
+        ways = [math.lgamma(nodes + 1) - math.lgamma(k + 1) - math.lgamma(nodes - k + 1) for k in range(nodes + 1)]
+        return [math.exp(ways[k] + k * math.log(p) + (nodes - k) * math.log1p(-p)) for k in range(nodes + 1)]
+
+    def loss_of(self, survived: Sequence[int]) -> float:
+        """The loss when so many sets of each number of failed nodes are survived."""
+        every = [math.comb(self.num_nodes, failed) for failed in range(self.num_nodes + 1)]
+        lost = [(whole - part) / whole for whole, part in zip(every, survived, strict=True)]
+        return math.fsum(chance * share for chance, share in zip(self.chance_of, lost, strict=True))
+
+    @cached_property
+    def least_loss(self) -> float:
+        """No placement's loss is smaller; not computed, and 0, for many nodes."""
+        if self.num_nodes > BOUNDED_NODES:
+            return 0.0
+        return self.loss_of(upper_bound(self.replicas, max(self.slots), self.num_nodes))
+
+    @cached_property
+    def alone_of(self) -> Floats:
+        """[N + 1], the probability that so many given nodes fail, whatever the others do."""
+        nodes, failed = self.num_nodes, self.failures
+        if failed is None:
+            return np.array([self.failure_probability**held for held in range(nodes + 1)])
+        return np.array([math.comb(failed, held) / math.comb(nodes, held) for held in range(nodes + 1)])
+
+    def judged(self, placement: Placement, regular: bool = False) -> Judged:
+        """With its loss, counted where that is fast: as for `regular` sets of holders, on any number of nodes."""
+        few = self.num_nodes <= COUNTED_NODES or len(set(placement.holders)) <= COUNTED_HOLDERS
+        survived = recovery(placement).good if few or regular else None
+        if survived is not None:
+            return Judged(placement, self.loss_of(survived), 0.0)
+        return Judged(placement, *self._estimate(placement))
+
+    def _estimate(self, placement: Placement) -> tuple[float, float]:
+        """The loss and its standard error, from failure sets that each lose an expert (Karp and Luby).
+
+        An expert is drawn by the probability that it is lost, then the other failures given that; a set in which n
+        experts are lost is met by n ways and counts 1 / n.
+        """
+        generator = np.random.default_rng(self.seed)
+        nodes = self.num_nodes
+        held_EN = np.zeros((len(self.replicas), nodes), dtype=np.float32)
+        for expert, holders in enumerate(placement.holders):
+            held_EN[expert, list(holders)] = 1
+        held_EN = np.unique(held_EN, axis=0)
+        count_E = held_EN.sum(axis=1).astype(np.int64)
+        alone_E = self.alone_of[count_E]
+        total = float(alone_E.sum())
+        if total == 0:
+            return 0.0, 0.0
+        drawn = generator.choice(len(held_EN), size=JUDGED_SETS, p=alone_E / total)
+        draw_SN = generator.random((JUDGED_SETS, nodes))
+        draw_SN[held_EN[drawn] > 0] = -1.0
+        if self.failures is not None:
+            alive_SN = draw_SN > np.partition(draw_SN, self.failures - 1, axis=1)[:, self.failures - 1, None]
+        else:
+            alive_SN = draw_SN >= self.failure_probability
+        lost_S = (alive_SN.astype(np.float32) @ held_EN.T == 0).sum(axis=1)
+        part_S = total / lost_S
+        error = float(part_S.std()) / math.sqrt(JUDGED_SETS)
+        return float(part_S.mean()), max(error, total / JUDGED_SETS)  # at least what one more set might change
+
+    def best(self, judged: Sequence[Judged]) -> Judged:
+        """The least loss beyond doubt; of equals the first that keeps the promise, or else the first."""
+        sure = [each for each in judged if each.standard_error == 0] or judged[:1]
+        limit = min(each.loss for each in sure) * (1 + EQUAL)
+        equals = [each for each in sure if each.loss <= limit]
+        best = next((each for each in equals if self.keeps_promise(each.placement)), equals[0])
+        for each in judged:
+            if each.loss + DOUBT * math.hypot(each.standard_error, best.standard_error) < best.loss * (1 - EQUAL):
+                best = each
+        return best
+
+    def failure_sets(self, at_most: int) -> FailureSets:
+        """All failure sets of the objective, if they are no more than `at_most`; else so many drawn by their chance.
+
+        All sets but no failure and the failure of all nodes, where no placement makes a difference.
+        """
+        nodes = self.num_nodes
+        number_of = {failed: math.comb(nodes, failed) for failed in range(1, nodes) if self.chance_of[failed] > 0}
+        fails_SN = [np.zeros((64, nodes), dtype=bool)]
+        weights = [0.0]  # never without a word
+        complete = sum(number_of.values()) <= at_most
+        if complete:
+            for failed, number in number_of.items():
+                fails = np.zeros((-(-number // 64) * 64, nodes), dtype=bool)
+                fails[np.arange(number)[:, None], np.array(list(combinations(range(nodes), failed)))] = True
+                fails_SN.append(fails)
+                weights += [self.chance_of[failed] / number] * (len(fails) // 64)
+        else:
+            draw_SN = np.random.default_rng(self.seed).random((at_most, nodes))
+            if self.failures is not None:
+                draw_SN = draw_SN.argsort(axis=1).argsort(axis=1)
+            fails_SN.append(draw_SN < (self.failure_probability if self.failures is None else self.failures))
+            weights += [1 / at_most] * (at_most // 64)
+        bits = np.packbits(np.concatenate(fails_SN).T, axis=1, bitorder="little")
+        return FailureSets(np.ascontiguousarray(bits).view(np.uint64), np.array(weights), complete)
+
+    def exhaust(self, start: Judged) -> tuple[Judged, bool]:
+        """The best placement by branch and bound from `start`, and whether it is proven to be.
+
+        First among those that keep the promise, then among all for one that is better still.
+        """
+        sets = self.failure_sets(1 << EXHAUSTED_NODES)
+        lost_HW = np.full((1 << self.num_nodes, len(sets.weight_W)), ~np.uint64(0))
+        for holders in range(1, len(lost_HW)):
+            node = holders.bit_length() - 1
+            lost_HW[holders] = lost_HW[holders ^ 1 << node] & sets.failed_NW[node]
+        lost_HW[0] = 0  # stands for so many holders that no failure set contains them
+        harmless = self.num_nodes if self.failures is None else min(self.failures + 1, self.num_nodes)
+        wanted_E = np.minimum(sorted(self.replicas), self.num_nodes)
+        room_N = np.minimum(sorted(self.slots), len(self.replicas))
+        enough = (self.least_loss - self.chance_of[-1]) * (1 + EQUAL)  # the sets are without the failure of all nodes
+        size_of = np.bitwise_count(np.arange(len(lost_HW))).astype(np.int64)
+        by_size = np.argsort(-size_of, kind="stable")[:-1]
+        first_of = np.searchsorted(-size_of[by_size], -np.arange(self.num_nodes + 1))
+        bits_NS = np.unpackbits(sets.failed_NW.view(np.uint8), axis=1, bitorder="little")
+        alive_S = len(lost_HW) - 1 - (1 << np.arange(self.num_nodes)) @ bits_NS.astype(np.int64)
+        found, all_ended = start, True
+        for floor in sorted({self.promised, 1}, reverse=True):
+            loss = sets.loss(found.placement)
+            better = floor == 1 or self.keeps_promise(found.placement)
+            below = loss * (1 - EQUAL) if better else loss * (1 + EQUAL) + 1e-300
+            holders_E, ended = branch(
+                wanted_E,
+                room_N,
+                by_size,
+                size_of,
+                first_of,
+                lost_HW,
+                alive_S,
+                sets.weight_W,
+                harmless,
+                floor,
+                below,
+                enough,
+                EXHAUSTED_STEPS,
+            )
+            all_ended &= ended
+            if holders_E[0] >= 0:
+                found = self.best([found, self.judged(self._filled(holders_E, max(harmless, floor)))])
+        return found, all_ended
+
+    def _filled(self, holders_E: Integers, harmless: int) -> Placement:
+        """A placement with these sets of holders, or more; experts and nodes in ascending order of replicas and slots.
+
+        holders_E: [E], bit i for the i-th node; 0 for any `harmless` nodes
+        """
+        node_order = sorted(range(self.num_nodes), key=lambda node: self.slots[node])
+        expert_order = sorted(range(len(self.replicas)), key=lambda expert: self.replicas[expert])
+        left, room = list(self.replicas), list(self.slots)
+        nodes: list[list[int]] = [[] for _ in self.slots]
+
+        def put(expert: int, node: int) -> None:
+            nodes[node].append(expert)
+            left[expert] -= 1
+            room[node] -= 1
+
+        for expert, holders in sorted(zip(expert_order, holders_E, strict=True), key=lambda each: each[1] == 0):
+            if holders:
+                chosen = [node for i, node in enumerate(node_order) if holders >> i & 1]
+            else:  # the emptiest nodes leave room for the next such expert if there is any (Gale and Ryser)
+                chosen = sorted(range(self.num_nodes), key=lambda node: -room[node])[:harmless]
+            for node in chosen:
+                put(expert, node)
+        while max(left):
+            expert = max(range(len(left)), key=lambda expert: left[expert])
+            free = [node for node in range(self.num_nodes) if room[node]]
+            put(expert, max(free, key=lambda node: (expert not in nodes[node], room[node])))
+        return Placement(tuple(tuple(sorted(held)) for held in nodes), len(self.replicas))
+
+    def exchange(self, starts: Sequence[Judged]) -> list[Placement]:
+        """Simulated annealing from the best of `starts`: two slots on different nodes exchange what they hold."""
+        experts, sets = len(self.replicas), self.failure_sets(EXCHANGED_SETS)
+        by_loss = sorted({each.placement: each.loss for each in starts}.items(), key=lambda each: each[1])[:RESTARTS]
+        words = len(sets.weight_W) if sets.complete or by_loss[0][1] >= RARE else 0
+        touched = words * (experts + 2 * sum(self.replicas) // experts) or 8 * experts
+        moves = min(MOVES, EXCHANGE_WORK // (RESTARTS * touched))
+        node_S = np.repeat(np.arange(self.num_nodes), self.slots)
+        found = []
+        for restart in range(RESTARTS):
+            generator = np.random.default_rng([self.seed, restart])
+            nodes = by_loss[restart % len(by_loss)][0].nodes
+            held = [node + (experts,) * (slot - len(node)) for node, slot in zip(nodes, self.slots, strict=True)]
+            expert_S = exchange(
+                np.concatenate(held),
+                node_S,
+                experts,
+                np.ascontiguousarray(sets.failed_NW.T[:words]),
+                sets.weight_W,
+                self.alone_of,
+                self._surcharge_of(),
+                generator.integers(len(node_S), size=(moves, 2)),
+                -np.geomspace(WARM, COLD, moves) * np.log1p(-generator.random(moves)),
+            )
+            parts = np.split(expert_S, np.cumsum(self.slots)[:-1])
+            found.append(Placement(tuple(tuple(sorted(part[part < experts].tolist())) for part in parts), experts))
+        return found
+
+    def _surcharge_of(self) -> Floats:
+        """[N + 1], what an expert adds to the loss by its number of holders where the loss is the same.
+
+        A little of what it loses alone, and part of one failure set if the holders are fewer than promised.
+        """
+        size = self.promised - 1 if self.failures is None else self.failures
+        one_set = self.chance_of[size] / math.comb(self.num_nodes, size)
+        return 1e-4 * self.alone_of + 0.05 * one_set * (np.arange(self.num_nodes + 1) < self.promised)

@@ -1,0 +1,218 @@
+"""Who holds what, as the simulator needs it: the slowest node of a step, and what a new layout asks nodes to fetch.
+
+A layout depends on the number of nodes and the loads only, so that the same one serves many events. Expert states are
+bits: bit l * E + e of a node's row stands for expert e of layer l, packed in words of 64.
+
+Shape legend: L = layers, N = nodes of a layout, C = current nodes, E = experts, W = words
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from artifact.elastic_moe.placement.allocation import allocate
+from artifact.elastic_moe.placement.methods import mro_group_sizes
+
+
+class Layout(Protocol):
+    """What each of so many nodes holds, and what that means for a step."""
+
+    @property
+    def num_nodes(self) -> int: ...
+
+    @property
+    def num_layers(self) -> int: ...
+
+    @property
+    def held_NW(self) -> NDArray[np.uint64]:
+        """[N, W], expert states of each node, as bits."""
+        ...
+
+    @property
+    def shared_experts(self) -> float:
+        """Of the busiest node: sum over its experts of 2 (h - 1) / h, h holders each: an all-reduce's traffic."""
+        ...
+
+    def slowest_L(self, share_LE: NDArray) -> tuple[NDArray, NDArray]:
+        """Tokens that the slowest node computes and those it exchanges one way: [L] each, in tokens of a node's batch.
+
+        share_LE: [L, E], each expert's share of a layer's tokens
+        """
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Replicated:
+    """Lazarus: replicas by load, tokens in equal parts to the replicas, local ones first, without padding.
+
+    counts_LNE: [L, N, E], copies of each expert on each node
+    """
+
+    counts_LNE: NDArray[np.int16]
+
+    @property
+    def num_nodes(self) -> int:
+        return self.counts_LNE.shape[1]
+
+    @property
+    def num_layers(self) -> int:
+        return len(self.counts_LNE)
+
+    @cached_property
+    def held_NW(self) -> NDArray[np.uint64]:
+        return packed((self.counts_LNE > 0).transpose(1, 0, 2).reshape(self.num_nodes, -1))
+
+    @cached_property
+    def shared_experts(self) -> float:
+        held_LNE = self.counts_LNE > 0
+        holders_L1E = held_LNE.sum(axis=1, keepdims=True)
+        traffic_LNE = held_LNE * (2 - 2 / np.maximum(holders_L1E, 1))
+        return float(traffic_LNE.sum(axis=(0, 2)).max())
+
+    @cached_property
+    def _part_LNE(self) -> NDArray[np.float32]:
+        """Of an expert's tokens those that a node takes, over what a node sends in on average."""
+        copies_L1E = self.counts_LNE.sum(axis=1, keepdims=True)
+        return self.num_nodes * self.counts_LNE / copies_L1E.astype(np.float32)
+
+    @cached_property
+    def _received_LNE(self) -> NDArray[np.float32]:
+        """The part of it that comes from other nodes, as every node routes alike and keeps what it can."""
+        return np.maximum(self._part_LNE - 1, 0)
+
+    def slowest_L(self, share_LE: NDArray) -> tuple[NDArray, NDArray]:
+        share_LE1 = share_LE[:, :, None]
+        computed_LN, received_LN = (self._part_LNE @ share_LE1)[..., 0], (self._received_LNE @ share_LE1)[..., 0]
+        sent_LN = received_LN - computed_LN + 1  # a node's own tokens are one: those kept, and those sent
+        return computed_LN.max(axis=1), np.maximum(received_LN, sent_LN).max(axis=1)
+
+
+@dataclass(frozen=True, eq=False)
+class Groups:
+    """DeepSpeed's expert parallelism: groups of nodes that hold each expert once, consecutive experts together.
+
+    Without dropping tokens its buffers have, for each expert, the room that the most loaded one needs: every node
+    computes and sends as if all experts were as hot as the hottest.
+    """
+
+    num_groups: int
+    group_nodes: int
+    num_layers: int
+    num_experts: int
+
+    @property
+    def num_nodes(self) -> int:
+        return self.num_groups * self.group_nodes
+
+    @cached_property
+    def held_NW(self) -> NDArray[np.uint64]:
+        part_E = np.arange(self.num_experts) * self.group_nodes // self.num_experts
+        held_NE = part_E == np.arange(self.num_nodes)[:, None] % self.group_nodes
+        return packed(np.tile(held_NE, self.num_layers))
+
+    @property
+    def shared_experts(self) -> float:
+        experts = -(-self.num_experts // self.group_nodes)
+        return self.num_layers * experts * 2 * (self.num_groups - 1) / self.num_groups
+
+    def slowest_L(self, share_LE: NDArray) -> tuple[NDArray, NDArray]:
+        padded_L = self.num_experts * share_LE.max(axis=1)
+        return padded_L, padded_L * (self.group_nodes - 1) / self.group_nodes
+
+
+def replicated(loads_LE: NDArray[np.int64], num_nodes: int, slots: int, min_replicas: int) -> Replicated:
+    """Allocation by these loads, then MRO, in each layer; all layers number the nodes alike.
+
+    Raises: ValueError if the slots do not hold every expert once
+    """
+    layers = [
+        mro_counts(allocate(load_E, num_nodes * slots, min_replicas), num_nodes, slots) for load_E in loads_LE.tolist()
+    ]
+    return Replicated(np.stack(layers))
+
+
+def mro_counts(replicas: list[int], num_nodes: int, slots: int) -> NDArray[np.int16]:
+    """[N, E], copies of each expert on each node: those of `placement.place("mro", ...)`, for thousands of nodes.
+
+    replicas: [E], together as many as there are slots
+    """
+    counts_NE = np.zeros((num_nodes, len(replicas)), dtype=np.int16)
+    left_E = np.array(replicas)
+    order = np.argsort(left_E, kind="stable")
+    start = 0
+    for group, size in enumerate(mro_group_sizes(replicas, [slots] * num_nodes)):
+        for expert in order[group * slots : (group + 1) * slots]:
+            copies = min(replicas[expert], num_nodes) if len(replicas) <= slots else size
+            counts_NE[start : start + copies, expert] = 1
+            left_E[expert] -= copies
+        start += size
+    free_N = slots - counts_NE.sum(axis=1)
+    for expert in np.argsort(-left_E, kind="stable"):
+        room = np.argsort(-free_N, kind="stable")
+        lacking = room[(free_N[room] > 0) & (counts_NE[room, expert] == 0)][: left_E[expert]]
+        counts_NE[lacking, expert] += 1
+        free_N[lacking] -= 1
+        if more := int(left_E[expert]) - len(lacking):
+            # slots that are left, of the emptiest node first, which changes as its slots are taken
+            node = np.flatnonzero(np.arange(slots)[::-1, None] < free_N) % num_nodes
+            taken = node[:more]
+            np.add.at(counts_NE[:, expert], taken, 1)
+            np.subtract.at(free_N, taken, 1)
+    return counts_NE
+
+
+def packed(held_NX: NDArray[np.bool_]) -> NDArray[np.uint64]:
+    """Rows of booleans as words of 64 bits, the last one filled with zeros."""
+    rows, bits = held_NX.shape
+    filled = np.zeros((rows, -(-bits // 64) * 64), dtype=np.bool_)
+    filled[:, :bits] = held_NX
+    return np.packbits(filled, axis=1).view(np.uint64)
+
+
+def lost(held_CW: NDArray[np.uint64], layout: Layout) -> bool:
+    """Whether there is an expert that none of these nodes holds."""
+    return bool((np.bitwise_or.reduce(layout.held_NW, axis=0) & ~np.bitwise_or.reduce(held_CW, axis=0)).any())
+
+
+def assign(held_CW: NDArray[np.uint64], layout: Layout) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Greedily: the current node that becomes each node of the layout, and the states that it must fetch.
+
+    Where there are as many current nodes, they choose in turn as in `migration.assign` (Lazarus, section 4.4); where
+    there are more, the layout's nodes choose, and the current ones left over stay idle. Nodes that hold the same are
+    many, so that costs are counted once for each kind.
+    held_CW: [C, W] with C >= N
+    Returns: [N], rows of held_CW; [N], counts
+    """
+    held_VW, kind_C = np.unique(held_CW, axis=0, return_inverse=True)
+    asked_UW, kind_N = np.unique(layout.held_NW, axis=0, return_inverse=True)
+    new_VU = np.bitwise_count(~held_VW[:, None] & asked_UW).sum(axis=2, dtype=np.int64)
+    if len(held_CW) > layout.num_nodes:
+        chosen = _in_turn(new_VU.T, kind_N, kind_C)
+    else:
+        chosen = np.argsort(_in_turn(new_VU, kind_C, kind_N))
+    return chosen, new_VU[kind_C[chosen], kind_N]
+
+
+def _in_turn(cost_VU: NDArray[np.int64], kind_A: NDArray[np.int64], kind_B: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Each row takes the cheapest column that is left, the first of equal ones. Rows and columns come in kinds."""
+    columns, none_left = len(kind_B), 1 << 62
+    of_kind: list[list[int]] = [[] for _ in range(cost_VU.shape[1])]
+    for column, kind in enumerate(kind_B.tolist()):
+        of_kind[kind].append(column)
+    for each in of_kind:
+        each.append(none_left)
+    used_U = [0] * len(of_kind)
+    first_U = np.array([each[0] for each in of_kind])
+    weighed_VU = cost_VU * columns
+    chosen = []
+    for kind in kind_A.tolist():
+        best = int((weighed_VU[kind] + first_U).argmin())
+        chosen.append(of_kind[best][used_U[best]])
+        used_U[best] += 1
+        first_U[best] = of_kind[best][used_U[best]]
+    return np.array(chosen)

@@ -1,0 +1,94 @@
+"""What the next generation looks like: its members, what each holds, and who sends what. A function of what is held.
+
+Lazarus replicates by load and uses every node. DS stands for expert parallelism in groups of nodes that together hold
+each expert once; it uses whole groups only.
+
+All layers have one order of nodes, and a member becomes the same node of the plan in each. With MRO that is as good as
+can be: the layers' groups lie on the same nodes, and together they survive what the worst of them does, so that
+`alignment.align`, which is for other placements, would find nothing better.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from artifact.elastic_moe.placement.allocation import allocate
+from artifact.elastic_moe.placement.methods import Placement, place
+from artifact.elastic_moe.placement.migration import ExpertState, Transfer, assign, transfers
+from artifact.elastic_moe.presets import Preset
+
+SYSTEMS = ("lazarus", "ds", "ds-ft")
+
+
+class TooFewNodes(ValueError):
+    """The nodes that are there do not hold every expert once."""
+
+
+@dataclass(frozen=True)
+class Generation:
+    """members: nodes in the order of their ranks; idle: nodes that are not used; transfers: between ranks"""
+
+    members: list[int]
+    idle: list[int]
+    placements: list[Placement]  # [layers], of ranks
+    transfers: list[Transfer]
+
+    @property
+    def moved_bytes(self) -> int:
+        return sum(transfer.num_bytes for transfer in self.transfers)
+
+
+def next_generation(
+    system: str,
+    preset: Preset,
+    held: Mapping[int, Collection[ExpertState]],
+    loads: Sequence[Sequence[int]],
+    *,
+    method: str = "mro",
+    restored: bool = False,
+) -> Generation:
+    """The next generation of these nodes.
+
+    held:     by node, the experts that it holds; none for a node that joins
+    loads:    [layers][experts], tokens of late
+    restored: every state comes from the start or a checkpoint, and none is sent
+    Raises: Unrecoverable if no node holds an expert; TooFewNodes
+    """
+    nodes, slots = sorted(held), preset.slots
+    if system != "lazarus":
+        slots = -(-preset.num_experts // preset.group_nodes)
+        nodes = _whole_groups(nodes, held, preset.group_nodes)
+    if len(nodes) * slots < preset.num_experts:
+        raise TooFewNodes(
+            f"nodes must hold each of {preset.num_experts} experts of a layer, got {len(held)} nodes with {slots} slots"
+        )
+    members = sorted(nodes)
+    placements = [_placement(system, preset, len(members), load, method) for load in loads]
+    moves: list[Transfer] = []
+    if not restored:
+        holdings = [set(held[node]) for node in members]
+        order = assign(holdings, placements)
+        moves = transfers(holdings, placements, order, preset.expert_bytes)
+        placements = [
+            Placement(tuple(placement.nodes[node] for node in order), placement.num_experts) for placement in placements
+        ]
+    return Generation(members, sorted(held.keys() - set(members)), placements, moves)
+
+
+def _whole_groups(nodes: Sequence[int], held: Mapping[int, Collection[ExpertState]], group_nodes: int) -> list[int]:
+    """As many nodes as make whole groups: left out are nodes whose experts others hold, first those that hold none."""
+    kept = list(nodes)
+    for node in sorted(nodes, key=lambda node: (bool(held[node]), -node)):
+        others = set().union(*(held[other] for other in kept if other != node))
+        if len(kept) % group_nodes and others.issuperset(held[node]):
+            kept.remove(node)
+    return kept[: len(kept) - len(kept) % group_nodes]
+
+
+def _placement(system: str, preset: Preset, num_nodes: int, load: Sequence[int], method: str) -> Placement:
+    if system == "lazarus":
+        replicas = allocate(load, num_nodes * preset.slots, preset.min_replicas)
+        return place(method, replicas, [preset.slots] * num_nodes, loads=load)
+    every, apart = range(preset.num_experts), preset.group_nodes
+    return Placement(tuple(tuple(every[rank % apart :: apart]) for rank in range(num_nodes)), preset.num_experts)

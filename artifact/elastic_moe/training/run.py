@@ -1,0 +1,295 @@
+"""Elastic training from one call: a controller here, and nodes that are processes of this machine or come to it."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Callable, Coroutine, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from artifact.elastic_moe.failures import Trace
+from artifact.elastic_moe.presets import PRESETS
+from artifact.elastic_moe.training import checkpoint
+from artifact.elastic_moe.training.controller import Controller, Journal, Settings
+from artifact.elastic_moe.training.planning import SYSTEMS
+from artifact.elastic_moe.training.wire import Message
+
+POINTS = ("forward", "backward", "allreduce", "vote", "apply", "migration", "checkpoint")
+"""Where a node can be made to fail: between a layer's two all-to-alls; half through the backward pass; between the
+all-reduces of the dense and the experts' gradients; half through its vote; between vote and optimizer step; before
+experts move, and before a checkpoint is written. It fails there for the first time from the step on: at the step itself
+if it takes part in it and gets there, and where experts move or a checkpoint is written at that step."""
+
+
+@dataclass
+class Result:
+    """What a training run went through; times in seconds.
+
+    seconds: from the first generation on, until training ended
+    ended: "finished", or why it ended before its last step
+    """
+
+    losses: list[float]
+    members: list[list[int]]
+    failures: list[Message]
+    lost_steps: int
+    restarts: int
+    tokens_per_second: float
+    seconds: float
+    ended: str
+    events: list[Message]
+    step_seconds: list[tuple[int, int, float]]  # step, members, seconds
+    held: dict[int, Message]  # of each node, bytes held after the first step of its last generation
+
+
+def train(
+    *,
+    nodes: int,
+    steps: int,
+    preset: str = "tiny",
+    system: str = "lazarus",
+    kills: Sequence[tuple[int, int, str]] = (),
+    stops: Sequence[tuple[int, int, str]] = (),
+    joins: Sequence[int] = (),
+    trace: Trace | None = None,
+    folder: Path | None = None,
+    listen: tuple[str, int] | None = None,
+    forks: Forks | None = None,
+    progress: Callable[[Message], None] = lambda message: None,
+    **options: Any,
+) -> Result:
+    """Train a preset on `nodes` processes for so many steps.
+
+    kills, stops: (node, step, point): the node is killed (SIGKILL) or stopped (SIGSTOP) at that point of that step
+    joins:        steps at which one more node is started; it is numbered after all before it
+    trace:        more failures and joins, a minute of it being a step
+    folder:       of checkpoints, kept; without it they go when the run ends
+    listen:       address to wait at for nodes from elsewhere (see `node`); none is started here
+    forks:        what starts the nodes; the same one for several runs saves their start
+    options:      fields of `Settings`
+    Raises: ValueError for an unknown preset, system or point, numbers out of range, a node that fails twice or before
+            it joins, an address that cannot be listened at, and folders as `checkpoint.prepare`
+    """
+    joins = sorted(joins)
+    if trace is not None:
+        asked = {node for node, _, _ in (*kills, *stops)}
+        traced, joins = _replayed(trace, nodes, steps, joins)
+        kills = [*kills, *(each for each in traced if each[0] not in asked)]
+    _check(nodes, steps, preset, system, [*kills, *stops], joins)
+    faults = [(*each, "kill") for each in kills] + [(*each, "stop") for each in stops]
+    with ExitStack() as stack:
+        if folder is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="checkpoints-")))
+        settings = Settings(
+            PRESETS[preset],
+            system,
+            nodes,
+            steps,
+            folder=folder.resolve(),
+            faults=tuple(faults),
+            joins=tuple(joins),
+            **options,
+        )
+        checkpoint.prepare(folder, {"preset": preset, "seed": settings.seed}, steps, resume=settings.resume)
+        if listen is None and forks is None:
+            forks = stack.enter_context(Forks())
+        return _in_a_thread(_run(settings, listen, forks, progress))
+
+
+def _in_a_thread(run: Coroutine[Any, Any, Result]) -> Result:
+    """Run to the end, also where this thread has an event loop, as in a notebook. An interrupt ends the run."""
+    started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = Future()
+
+    async def noted() -> Result:
+        task = asyncio.current_task()
+        assert task is not None
+        started.set_result((asyncio.get_running_loop(), task))
+        return await run
+
+    with ThreadPoolExecutor(1) as pool:
+        ended = pool.submit(asyncio.run, noted())
+        try:
+            return ended.result()
+        except BaseException:
+            if not ended.done():
+                loop, task = started.result()
+                loop.call_soon_threadsafe(task.cancel)
+            raise
+
+
+async def _run(
+    settings: Settings, listen: tuple[str, int] | None, forks: Forks | None, progress: Callable[[Message], None]
+) -> Result:
+    from torch import distributed
+
+    host, port = listen or ("127.0.0.1", 0)
+    try:
+        family = socket.getaddrinfo(host, port)[0][0]
+        socket.create_server((host, port), family=family).close()
+    except OSError as error:
+        raise ValueError(f"an address must be one of this machine and free, got {host}:{port}: {error}") from None
+    store = distributed.TCPStore(
+        host, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=settings.timeout_s)
+    )
+    launcher = Elsewhere() if forks is None else forks
+    controller = Controller(settings, store.port, launcher, progress)
+    server = await asyncio.start_server(controller.serve, host, port)
+    launcher.open(server.sockets[0].getsockname())
+    ended = "finished"
+    try:
+        try:
+            for node in range(settings.nodes):
+                launcher.start(node)
+            await controller.run()
+        except (ValueError, RuntimeError, TimeoutError) as error:
+            ended = str(error)
+        await controller.closed()
+    finally:
+        server.close()
+    return _result(controller.journal, settings, ended)
+
+
+def _result(journal: Journal, settings: Settings, ended: str) -> Result:
+    began = next((event["at_s"] for event in journal.events if event["event"] == "generation"), 0.0)
+    seconds = journal.ended_s - began
+    return Result(
+        losses=[journal.losses[step] for step in sorted(journal.losses)],
+        members=[journal.members[step] for step in sorted(journal.members)],
+        failures=journal.failures,
+        lost_steps=journal.lost_steps,
+        restarts=journal.restarts,
+        tokens_per_second=len(journal.losses) * settings.preset.step_tokens / seconds if seconds > 0 else 0.0,
+        seconds=seconds,
+        ended=ended,
+        events=journal.events,
+        step_seconds=journal.step_seconds,
+        held=journal.held,
+    )
+
+
+class Forks:
+    """Starts nodes of this machine, forked from one process that has imported what they need. For one run at a time."""
+
+    def __init__(self) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "artifact.elastic_moe.training.node", "--fork"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.DEVNULL,
+            text=True,
+            start_new_session=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+
+    def __enter__(self) -> Forks:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        """Wait for the nodes' ends: they have been told, or see that their controller is gone."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+
+    def open(self, address: tuple[str, int]) -> None:
+        self._controller = f"{address[0]}:{address[1]}"
+
+    def start(self, node: int) -> None:
+        self._say("start", node)
+
+    def kill(self, node: int) -> None:
+        self._say("kill", node)
+
+    def _say(self, command: str, node: int) -> None:
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(f"{command} {self._controller} {node}\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            raise RuntimeError(f"the process that starts nodes has ended with status {self._process.wait()}") from None
+
+
+class Elsewhere:
+    """Nodes that are started by others, and come."""
+
+    def open(self, address: tuple[str, int]) -> None:
+        print(f"waiting for nodes at {socket.gethostname()}, port {address[1]}", file=sys.stderr, flush=True)
+
+    def start(self, node: int) -> None:
+        """Nothing: it comes by itself."""
+
+    def kill(self, node: int) -> None:
+        """Nothing: its agent does, if it can."""
+
+
+def _replayed(
+    trace: Trace, nodes: int, steps: int, others: Sequence[int]
+) -> tuple[list[tuple[int, int, str]], list[int]]:
+    """Kills and joins of a trace, a minute a step, from the first minute at which it has so many nodes.
+
+    others: steps of joins beside it, in order; they are among the joins returned, and counted in the numbers of nodes
+    """
+    starts = [0.0, *(event.time_s for event in trace.events)]
+    start = next((time_s for time_s in starts if len(trace.nodes_at(time_s)) >= nodes), None)
+    if start is None:
+        raise ValueError(f"a trace must have {nodes} nodes at some time, {trace.name} never has")
+    number = {node: place for place, node in enumerate(trace.nodes_at(start)[:nodes])}
+    unused = set(trace.nodes_at(start)[nodes:])
+    kills: list[tuple[int, int, str]] = []
+    joins = list(others)
+    for event in trace.events:
+        step = max(round((event.time_s - start) / 60), 1)
+        if event.time_s <= start or step >= steps:
+            continue
+        for node in event.nodes:
+            if event.kind == "join":
+                place = bisect_right(joins, step)
+                number[node] = nodes + place
+                joins.insert(place, step)
+            elif node not in unused:
+                kills.append((number[node], step, "backward"))
+            unused.discard(node)
+    return kills, joins
+
+
+def _check(
+    nodes: int, steps: int, preset: str, system: str, faults: Sequence[tuple[int, int, str]], joins: Sequence[int]
+) -> None:
+    for name, value, known in (("preset", preset, sorted(PRESETS)), ("system", system, SYSTEMS)):
+        if value not in known:
+            raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+    shape = PRESETS[preset]
+    if not 1 <= nodes <= shape.global_batch:
+        raise ValueError(f"nodes must be in [1, {shape.global_batch}], a sequence each, got {nodes}")
+    if nodes * shape.slots < shape.num_experts:
+        least = -(-shape.num_experts // shape.slots)
+        raise ValueError(f"nodes must be at least {least} to hold each of {shape.num_experts} experts, got {nodes}")
+    if steps < 1:
+        raise ValueError(f"steps must be at least 1, got {steps}")
+    for node, step, point in faults:
+        if point not in POINTS:
+            raise ValueError(f"a point must be one of {', '.join(POINTS)}, got {point!r}")
+        if not 0 <= node < nodes + len(joins):
+            raise ValueError(f"a node that fails must be in [0, {nodes + len(joins)}), got {node}")
+        if not 0 <= step < steps:
+            raise ValueError(f"a node must fail at a step in [0, {steps}), got {step}")
+    for node, step, _ in faults:
+        if node >= nodes and step < joins[node - nodes]:
+            raise ValueError(
+                f"node {node} must fail no sooner than it joins, at step {joins[node - nodes]}, got {step}"
+            )
+    for node, count in Counter(node for node, _, _ in faults).items():
+        if count > 1:
+            raise ValueError(f"a node must fail once, got {count} failures of node {node}")
+    for step in joins:
+        if not 0 <= step < steps:
+            raise ValueError(f"a node must join at a step in [0, {steps}), got {step}")

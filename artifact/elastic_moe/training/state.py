@@ -1,0 +1,150 @@
+"""What one process holds of a model in training: all weights but the experts', some experts, and optimizer states.
+
+A weight and its optimizer state travel as one flat fp32 tensor of three times its size: weight and both moments.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from itertools import chain
+
+import torch
+from torch import Tensor, nn
+
+from artifact.elastic_moe.placement.migration import ExpertState
+from artifact.elastic_moe.presets import Preset
+from artifact.elastic_moe.training.model import InOneProcess, MoeGpt, batch, new_expert
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+
+class State:
+    """A model before its first step, with the experts in `held`.
+
+    applied: steps that are in the weights
+    """
+
+    def __init__(self, preset: Preset, seed: int, held: Iterable[ExpertState], device: torch.device) -> None:
+        self.preset, self.device, self.applied = preset, device, 0
+        self.model = MoeGpt(preset, seed).to(device)
+        self.experts = {key: nn.Parameter(new_expert(preset, seed, *key).to(device)) for key in sorted(held)}
+        self._optimizer = self._new_optimizer()
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        """All that is held: first what every process holds, in one order."""
+        return [*self.model.parameters(), *self.experts.values()]
+
+    @property
+    def layers(self) -> list[dict[int, nn.Parameter]]:
+        """[layers], the experts held by number."""
+        layers: list[dict[int, nn.Parameter]] = [{} for _ in range(self.preset.num_layers)]
+        for (layer, expert), parameter in self.experts.items():
+            layers[layer][expert] = parameter
+        return layers
+
+    def apply(self) -> None:
+        """Make the step for which every weight has its gradient."""
+        self._optimizer.step()
+        self._optimizer.zero_grad(set_to_none=True)
+        self.applied += 1
+
+    def clear_gradients(self) -> None:
+        self._optimizer.zero_grad(set_to_none=True)
+
+    def keep(self, wanted: Collection[ExpertState]) -> None:
+        """Give up all other experts. Raises: KeyError if one is not held"""
+        self.experts = {key: self.experts[key] for key in sorted(wanted)}
+        self._optimizer = self._new_optimizer(self._optimizer)
+
+    def pack_dense(self) -> Tensor:
+        """All that every process holds."""
+        return torch.cat([self._pack(parameter) for parameter in self.model.parameters()])
+
+    def pack_expert(self, key: ExpertState) -> Tensor:
+        return self._pack(self.experts[key])
+
+    def unpack_dense(self, packed: Tensor) -> None:
+        parameters = list(self.model.parameters())
+        for parameter, part in zip(parameters, packed.split([3 * each.numel() for each in parameters]), strict=True):
+            self._unpack(parameter, part)
+
+    def unpack_expert(self, key: ExpertState, packed: Tensor) -> None:
+        """Hold an expert from here on."""
+        self.experts[key] = nn.Parameter(torch.empty(self.preset.expert_parameters, device=self.device))
+        self._unpack(self.experts[key], packed)
+
+    def named(self, keys: Collection[ExpertState], *, dense: bool) -> dict[str, Tensor]:
+        """Packed tensors of some experts, and of the rest if `dense`, by name: what a checkpoint consists of."""
+        named = {_name(key): self._pack(self.experts[key]).cpu() for key in keys}
+        for name, parameter in self.model.named_parameters() if dense else ():
+            named[name] = self._pack(parameter).cpu()
+        return named
+
+    def restore(self, named: Mapping[str, Tensor], applied: int) -> None:
+        """Take over all that is held from tensors by name, as they are after `applied` steps."""
+        self.applied = applied
+        for key in self.experts:
+            self._unpack(self.experts[key], named[_name(key)])
+        for name, parameter in self.model.named_parameters():
+            self._unpack(parameter, named[name])
+
+    @property
+    def dense_numbers(self) -> int:
+        """Size of `pack_dense`."""
+        return 3 * sum(parameter.numel() for parameter in self.model.parameters())
+
+    def bytes_held(self) -> dict[str, int]:
+        """Of weights and optimizer states, of the experts and of the rest, as allocated."""
+        return {
+            "expert_bytes": self._bytes(self.experts.values()),
+            "dense_bytes": self._bytes(self.model.parameters()),
+        }
+
+    def _bytes(self, parameters: Iterable[nn.Parameter]) -> int:
+        tensors = chain.from_iterable(
+            (parameter.data, *(self._optimizer.state[parameter][name] for name in MOMENTS))
+            if parameter in self._optimizer.state
+            else (parameter.data,)
+            for parameter in parameters
+        )
+        return sum(tensor.numel() * tensor.itemsize for tensor in tensors)
+
+    def _pack(self, parameter: nn.Parameter) -> Tensor:
+        state: Mapping[str, Tensor] = self._optimizer.state.get(parameter, {})
+        moments = [state[name] if state else torch.zeros_like(parameter.data) for name in MOMENTS]
+        return torch.cat([tensor.detach().reshape(-1) for tensor in (parameter, *moments)])
+
+    def _unpack(self, parameter: nn.Parameter, packed: Tensor) -> None:
+        value, *moments = packed.to(self.device).split(parameter.numel())
+        parameter.data.copy_(value.view_as(parameter))
+        self._optimizer.state[parameter] = {
+            "step": torch.tensor(float(self.applied)),
+            **{name: moment.view_as(parameter).clone() for name, moment in zip(MOMENTS, moments, strict=True)},
+        }
+
+    def _new_optimizer(self, old: torch.optim.AdamW | None = None) -> torch.optim.AdamW:
+        new = torch.optim.AdamW(self.parameters, lr=self.preset.learning_rate, foreach=True)
+        for parameter in self.parameters:
+            if old is not None and parameter in old.state:
+                new.state[parameter] = old.state[parameter]
+        return new
+
+
+def _name(key: ExpertState) -> str:
+    return f"layers.{key[0]}.experts.{key[1]}"
+
+
+def losses_in_one_process(preset: Preset, seed: int, steps: int) -> list[float]:
+    """Losses of the same training without any other process: what elastic training must equal, step by step."""
+    every = [(layer, expert) for layer in range(preset.num_layers) for expert in range(preset.num_experts)]
+    state, dispatch, losses = State(preset, seed, every, torch.device("cpu")), InOneProcess(preset), []
+    for step in range(steps):
+        sample_BT = batch(preset, seed, step)
+        loss = state.model.loss_sum(sample_BT, state.layers, dispatch) / sample_BT[:, 1:].numel()
+        loss.backward()
+        for parameter in state.parameters:  # an expert without tokens takes its step too
+            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        state.apply()
+        losses.append(loss.item())
+    return losses

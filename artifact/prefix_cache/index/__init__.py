@@ -1,0 +1,1 @@
+"""The cached prefixes: the tree, admission, eviction, tuning, and the tiers below it."""

@@ -1,0 +1,1 @@
+"""Real hybrid models that prefill from cached states."""

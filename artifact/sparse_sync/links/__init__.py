@@ -1,0 +1,1 @@
+"""Schemes over real links: transport, the DDP hook, the testbed; and bytes counted in one process."""

@@ -1,0 +1,1 @@
+"""Sparse tensors, their wire formats, and their partition among servers."""

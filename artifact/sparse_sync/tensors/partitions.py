@@ -1,0 +1,198 @@
+"""Who aggregates what: a map from the units of a tensor to n servers, with positions inside each part.
+
+Every scheme of the parallelism kind (Zen, section 2) is the same exchange over another of these maps. A position is a
+unit's place in its part, which is what a bitmap over the part has a bit for.
+
+Shape legend: N = units, P = partitions
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from artifact.sparse_sync.tensors import hashing
+from artifact.sparse_sync.tensors.bijection import Bijection
+from artifact.sparse_sync.tensors.formats import BLOCK_ELEMENTS
+
+
+@dataclass(frozen=True)
+class Partition(ABC):
+    """A map of `num_units` units to `num_parts` parts. Raises: ValueError if either is less than 1"""
+
+    num_units: int
+    num_parts: int
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.num_units < 1 or self.num_parts < 1:
+            raise ValueError(f"num_units and num_parts must be at least 1, got {self.num_units} and {self.num_parts}")
+
+    @abstractmethod
+    def part_of(self, index_N: Tensor) -> Tensor:
+        """Part of each unit. [N], int64 -> [N], int64"""
+
+    @abstractmethod
+    def part_size(self, part: int) -> int:
+        """Units of a part."""
+
+    @abstractmethod
+    def position(self, part: int, index_N: Tensor) -> Tensor:
+        """Place in the part of units that belong to it. [N], int64 -> [N], int64, in [0, part_size)"""
+
+    @abstractmethod
+    def index(self, part: int, position_N: Tensor) -> Tensor:
+        """Unit at each place of a part: the inverse of `position`."""
+
+    def split(self, index_N: Tensor) -> list[Tensor]:
+        """For each part, the places in `index_N` of the units that belong to it, in order. P tensors, int64."""
+        if index_N.device.type == "cpu":
+            grouping = hashing.group_by(self.part_of(index_N).numpy(), self.num_parts)
+            order_N, counts = torch.from_numpy(grouping.order_N), grouping.count_P.tolist()
+        else:
+            part_N = self.part_of(index_N)
+            order_N = torch.argsort(part_N, stable=True)
+            counts = torch.bincount(part_N, minlength=self.num_parts).tolist()
+        return list(order_N.split(counts))
+
+    def count(self, index_N: Tensor) -> np.ndarray:
+        """[P], int64: units of each part."""
+        return torch.bincount(self.part_of(index_N), minlength=self.num_parts).cpu().numpy()
+
+
+@dataclass(frozen=True)
+class Contiguous(Partition):
+    """Stretches of ceil(num_units / n) units, as a sharded parameter server has them: skewed as the indices are."""
+
+    @cached_property
+    def _stride(self) -> int:
+        return -(-self.num_units // self.num_parts)
+
+    def part_of(self, index_N: Tensor) -> Tensor:
+        return index_N // self._stride
+
+    def part_size(self, part: int) -> int:
+        return max(0, min(self._stride, self.num_units - part * self._stride))
+
+    def position(self, part: int, index_N: Tensor) -> Tensor:
+        return index_N - part * self._stride
+
+    def index(self, part: int, position_N: Tensor) -> Tensor:
+        return position_N + part * self._stride
+
+
+@dataclass(frozen=True)
+class Modulo(Partition):
+    """Unit i to part i mod n: even on most supports, n-fold uneven on one with a stride of n."""
+
+    def part_of(self, index_N: Tensor) -> Tensor:
+        return index_N % self.num_parts
+
+    def part_size(self, part: int) -> int:
+        return (self.num_units - part + self.num_parts - 1) // self.num_parts
+
+    def position(self, part: int, index_N: Tensor) -> Tensor:
+        return index_N // self.num_parts
+
+    def index(self, part: int, position_N: Tensor) -> Tensor:
+        return position_N * self.num_parts + part
+
+
+@dataclass(frozen=True)
+class BlockCyclic(Partition):
+    """Blocks of 256 units, block b to part b mod n: how OmniReduce's public code stripes them over its aggregators."""
+
+    def part_of(self, index_N: Tensor) -> Tensor:
+        return index_N // BLOCK_ELEMENTS % self.num_parts
+
+    def part_size(self, part: int) -> int:
+        blocks, rest = divmod(self.num_units, BLOCK_ELEMENTS)
+        last = rest if blocks % self.num_parts == part else 0
+        return (blocks - part + self.num_parts - 1) // self.num_parts * BLOCK_ELEMENTS + last
+
+    def position(self, part: int, index_N: Tensor) -> Tensor:
+        return index_N // (BLOCK_ELEMENTS * self.num_parts) * BLOCK_ELEMENTS + index_N % BLOCK_ELEMENTS
+
+    def index(self, part: int, position_N: Tensor) -> Tensor:
+        block_N = position_N // BLOCK_ELEMENTS * self.num_parts + part
+        return block_N * BLOCK_ELEMENTS + position_N % BLOCK_ELEMENTS
+
+
+@dataclass(frozen=True)
+class Hashed(Partition):
+    """By h0 (Zen, Algorithm 1), with the sorted list of every part's units as its Algorithm 2 has it.
+
+    The lists together hold each unit once: 4 bytes a unit, or 8 from 2**31 units on.
+    """
+
+    def part_of(self, index_N: Tensor) -> Tensor:
+        return hashing.partition_of(index_N, self.num_parts, self.seed)
+
+    def part_size(self, part: int) -> int:
+        return self._tables[part].numel()
+
+    def position(self, part: int, index_N: Tensor) -> Tensor:
+        table = self._on(part, index_N.device)
+        return torch.searchsorted(table, index_N.to(table.dtype))
+
+    def index(self, part: int, position_N: Tensor) -> Tensor:
+        return self._on(part, position_N.device)[position_N].to(torch.int64)
+
+    @property
+    def table_bytes(self) -> int:
+        """Bytes of all lists together, on every node."""
+        return sum(table.numel() * table.element_size() for table in self._tables)
+
+    @cached_property
+    def _tables(self) -> list[Tensor]:
+        order, counts = hashing.tables(self.num_units, self.num_parts, self.seed)
+        return list(torch.from_numpy(order).split(counts.tolist()))
+
+    def _on(self, part: int, device: torch.device) -> Tensor:
+        if self._tables[part].device != device:
+            self._tables[part] = self._tables[part].to(device)
+        return self._tables[part]
+
+
+@dataclass(frozen=True)
+class Bijective(Contiguous):
+    """Stretches of a keyed permutation (`tensors.bijection`): balanced as a hash, and without tables."""
+
+    @cached_property
+    def _bijection(self) -> Bijection:
+        return Bijection(self.num_units, self.seed)
+
+    def part_of(self, index_N: Tensor) -> Tensor:
+        return super().part_of(self._bijection.forward(index_N))
+
+    def position(self, part: int, index_N: Tensor) -> Tensor:
+        return super().position(part, self._bijection.forward(index_N))
+
+    def index(self, part: int, position_N: Tensor) -> Tensor:
+        return self._bijection.inverse(super().index(part, position_N))
+
+
+PARTITIONS: dict[str, Callable[..., Partition]] = {
+    "contiguous": Contiguous,
+    "modulo": Modulo,
+    "block-cyclic": BlockCyclic,
+    "counting": Hashed,
+    "bijection": Bijective,
+}
+
+
+@lru_cache(maxsize=32)
+def partition(kind: str, num_units: int, num_parts: int, seed: int = 0) -> Partition:
+    """The map of that kind; one object, so that its tables are made once.
+
+    Raises: ValueError unless `kind` is one of PARTITIONS
+    """
+    if kind not in PARTITIONS:
+        raise ValueError(f"a partition must be one of {', '.join(PARTITIONS)}, got {kind!r}")
+    return PARTITIONS[kind](num_units, num_parts, seed)

@@ -1,0 +1,289 @@
+"""Node orders of the layers of a model, chosen jointly: the model recovers only if every layer does.
+
+Each layer's placement says which experts are together, not which nodes hold them. Where the layers put their rarest
+experts on the same nodes, the failures that one does not survive are those that the others do not survive either; with
+an order of its own for each layer almost every set of failures hits some layer. What is looked for is a permutation of
+the nodes for each layer.
+
+Shape legend: L = layers, N = nodes, H = holder sets of all layers, W = words of 64 failure sets each, M = moves
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate, chain
+
+import numba
+import numpy as np
+
+from artifact.elastic_moe.placement.methods import Placement
+from artifact.elastic_moe.placement.probability import recovery
+from artifact.elastic_moe.placement.search import COLD, DOUBT, WARM, FailureSets, Judged, Problem
+from artifact.elastic_moe.placement.search_kernels import EQUAL, Floats, Integers, Words, bit_count
+
+Order = list[int]
+"""Of one layer, for each node of the model the node of the layer's placement that it becomes."""
+
+COUNTED_SETS = 1 << 16  # failure sets that guide the search: all of up to 16 nodes, or so many as below
+DRAWN_SETS = 1 << 12
+RESTARTS = 8
+JOINS = 8  # attempts at a layer that joins the others
+HOT = 0.5  # growth of the loss accepted once in e times at the first move of a layer that joins
+MOVES = 50_000  # of each restart at most
+WORK = 400_000_000  # words touched by the moves of all restarts at most
+
+
+def align(
+    placements: Sequence[Placement],
+    *,
+    slots: Sequence[int] | None = None,
+    failures: int | None = None,
+    failure_probability: float = 0.1,
+    seed: int = 0,
+) -> list[Placement]:
+    """The layers with their nodes in orders in which all of them survive most often; never worse than as given.
+
+    placements: [L], one a layer, all of N nodes; node i of each layer becomes the same node
+    slots:      [N], of the nodes: only nodes with equally many change places; without it, any may
+    failures, failure_probability: the objective, as in `search`, of the joint recovery over all layers
+    Tried first are the orders given and the same order by group in all layers, which serves the groups of MRO; these
+    are left as they are if the model then survives all that its worst layer does. Otherwise two nodes of a layer change
+    places, by simulated annealing. On more than 24 nodes losses can be estimates, and win only beyond doubt.
+    The paper says nothing of layers: its recovery probability is that of one.
+    Raises: ValueError for no placement, layers or slots of different node counts, and objectives as `search`
+    """
+    layers = list(placements)
+    sizes = sorted({layer.num_nodes for layer in layers})
+    if len(sizes) != 1:
+        raise ValueError(f"all layers must be on the same nodes, got placements on {sizes} nodes")
+    slots = [1] * sizes[0] if slots is None else list(slots)
+    if len(slots) != sizes[0]:
+        raise ValueError(f"slots must be one count for each of {sizes[0]} nodes, got {len(slots)}")
+    if failures is not None and not 0 <= failures <= sizes[0]:
+        raise ValueError(f"failures must be in [0, {sizes[0]}], the number of nodes, got {failures}")
+    if not 0 <= failure_probability <= 1:
+        raise ValueError(f"failure_probability must be in [0, 1], got {failure_probability}")
+    problem = _problem(_joint(layers), failures, failure_probability, seed)
+    given = [list(range(sizes[0]))] * len(layers)
+    by_group = [_by_group(layer, slots) for layer in layers]
+    found = _first_or_better([problem.judged(_joint(_ordered(layers, orders))) for orders in (given, by_group)])
+    if found.loss > _worst_layer(problem, layers) * (1 + EQUAL):
+        places = _Search.of(problem, layers, slots).found([_inverse(orders) for orders in (given, by_group)])
+        searched = [problem.judged(_joint(_ordered(layers, _inverse(each).tolist()))) for each in places]
+        found = _first_or_better([found, *searched])
+    return _separate(found.placement, layers)
+
+
+def _first_or_better(judged: Sequence[Judged]) -> Judged:
+    """The first, or one that has less loss, beyond doubt where losses are estimates."""
+    found = judged[0]
+    for each in judged[1:]:
+        if each.loss + DOUBT * math.hypot(each.standard_error, found.standard_error) < found.loss * (1 - EQUAL):
+            found = each
+    return found
+
+
+def _joint(layers: Sequence[Placement]) -> Placement:
+    """All layers as one whose experts are numbered on."""
+    first = [0, *accumulate(layer.num_experts for layer in layers)]
+    nodes = (
+        tuple(start + expert for start, layer in zip(first, layers, strict=False) for expert in layer.nodes[node])
+        for node in range(layers[0].num_nodes)
+    )
+    return Placement(tuple(nodes), first[-1])
+
+
+def _separate(joint: Placement, layers: Sequence[Placement]) -> list[Placement]:
+    """The inverse of `_joint` for layers with these numbers of experts."""
+    separate, first = [], 0
+    for layer in layers:
+        last = first + layer.num_experts
+        nodes = (tuple(expert - first for expert in node if first <= expert < last) for node in joint.nodes)
+        separate.append(Placement(tuple(nodes), layer.num_experts))
+        first = last
+    return separate
+
+
+def _ordered(layers: Sequence[Placement], orders: Sequence[Order]) -> list[Placement]:
+    return [
+        Placement(tuple(layer.nodes[node] for node in order), layer.num_experts)
+        for layer, order in zip(layers, orders, strict=True)
+    ]
+
+
+def _inverse(orders_LN: Sequence[Order] | Integers) -> Integers:
+    return np.argsort(np.array(orders_LN, dtype=np.int64), axis=1)
+
+
+def _problem(joint: Placement, failures: int | None, failure_probability: float, seed: int) -> Problem:
+    slots = tuple(max(len(node), 1) for node in joint.nodes)
+    return Problem(tuple(joint.replicas), slots, failures, failure_probability, seed)
+
+
+def _worst_layer(problem: Problem, layers: Sequence[Placement]) -> float:
+    """The largest loss of one layer: no orders of the layers have less together. 0 where it is not counted."""
+    survived = [recovery(layer).good for layer in dict.fromkeys(layers)]
+    return max(problem.loss_of(good) if good is not None else 0.0 for good in survived)
+
+
+def _smallest_sets(layer: Placement) -> list[tuple[int, ...]]:
+    """Holder sets that contain no other, smaller ones first: they alone decide what is survived."""
+    kept: list[frozenset[int]] = []
+    for holders in sorted({frozenset(nodes) for nodes in layer.holders}, key=lambda nodes: (len(nodes), sorted(nodes))):
+        if not any(holders >= smaller for smaller in kept):
+            kept.append(holders)
+    return [tuple(sorted(holders)) for holders in kept]
+
+
+def _by_group(layer: Placement, slots: Sequence[int]) -> Order:
+    """Nodes of the smallest holder sets first, set by set, those that share no node with earlier ones before others."""
+    disjoint: list[int] = []
+    others: list[int] = []
+    for holders in _smallest_sets(layer):
+        (others if set(holders) & set(disjoint) else disjoint).extend(holders)
+    line = list(dict.fromkeys([*disjoint, *others, *range(layer.num_nodes)]))
+    turn = {count: iter([node for node in line if slots[node] == count]) for count in set(slots)}
+    return [next(turn[count]) for count in slots]
+
+
+@dataclass(frozen=True)
+class _Search:
+    """What nodes change places by. Places: [L, N], for each node of a layer the node of the model that it becomes."""
+
+    slots_N: Integers
+    first_L: Integers
+    first_H: Integers
+    members: Integers
+    sets: FailureSets
+    moves: int
+    generator: np.random.Generator
+
+    @classmethod
+    def of(cls, problem: Problem, layers: Sequence[Placement], slots: Sequence[int]) -> _Search:
+        smallest = [_smallest_sets(layer) for layer in layers]
+        sets = problem.failure_sets(COUNTED_SETS if 1 << problem.num_nodes <= COUNTED_SETS else DRAWN_SETS)
+        members = np.array([node for each in smallest for nodes in each for node in nodes], dtype=np.int64)
+        touched = len(sets.weight_W) * (len(layers) + len(members) // len(layers) + 1)
+        return cls(
+            np.array(slots),
+            np.cumsum([0] + [len(each) for each in smallest]),
+            np.cumsum([0] + [len(nodes) for nodes in chain.from_iterable(smallest)]),
+            members,
+            sets,
+            min(MOVES, WORK // (RESTARTS * touched)),
+            np.random.default_rng(problem.seed),
+        )
+
+    def found(self, starts: Sequence[Integers]) -> list[Integers]:
+        """Places found from each of the starts, and from what `one_by_one` makes of the last one."""
+        places = []
+        for restart in range(RESTARTS):
+            turn = restart % (len(starts) + 1)
+            start_LN = starts[turn] if turn < len(starts) else self.one_by_one(starts[-1])
+            places.append(self.improved(start_LN, self.generator.integers(len(start_LN), size=self.moves), WARM)[0])
+        return places
+
+    def one_by_one(self, start_LN: Integers) -> Integers:
+        """The layers in turn, each in the best of a few places found for it beside those before it."""
+        place_LN = start_LN.copy()
+        alone_M = np.ones(self.moves // (JOINS * len(place_LN)), dtype=np.int64)
+        for layer in range(1, len(place_LN)):
+            tried = []
+            for _ in range(JOINS):
+                tried.append(self.improved(place_LN[: layer + 1], layer * alone_M, HOT))
+                for count in set(self.slots_N.tolist()):
+                    alike = self.slots_N[place_LN[layer]] == count
+                    place_LN[layer, alike] = self.generator.permutation(place_LN[layer, alike])
+            place_LN[layer] = min(tried, key=lambda each: each[1])[0][layer]
+        return place_LN
+
+    def improved(self, place_LN: Integers, layer_M: Integers, warm: float) -> tuple[Integers, float]:
+        """After moves of these layers, the best places and their loss."""
+        moves = len(layer_M)
+        return _exchange_nodes(
+            place_LN.copy(),
+            self.slots_N,
+            self.first_L,
+            self.first_H,
+            self.members,
+            np.ascontiguousarray(self.sets.failed_NW.T),
+            self.sets.weight_W,
+            layer_M,
+            self.generator.integers(len(self.slots_N), size=(moves, 2)),
+            -np.geomspace(warm, COLD, moves) * np.log1p(-self.generator.random(moves)),
+        )
+
+
+@numba.njit(cache=True)
+def _exchange_nodes(
+    place_LN: Integers,
+    slots_N: Integers,
+    first_L: Integers,
+    first_H: Integers,
+    members: Integers,
+    failed_WN: Words,
+    weight_W: Floats,
+    layer_M: Integers,
+    pairs_M2: Integers,
+    growth_M: Floats,
+) -> tuple[Integers, float]:
+    """Let two nodes of a layer change places, move by move, where the loss grows by no more than growth_M of itself.
+
+    place_LN: [L, N], the model's node of each node of the layer; first_L: [L + 1], first holder set of each layer;
+    first_H: [H + 1], first member of each holder set; members: nodes of the layer
+    Returns: [L, N], the places with the least loss seen; this loss
+    """
+    num_layers, num_words = len(place_LN), len(weight_W)
+    lost_LW = np.zeros((num_layers, num_words), dtype=np.uint64)
+    for layer in range(num_layers):
+        _renew_layer(layer, place_LN, first_L, first_H, members, failed_WN, lost_LW)
+    best_LN = place_LN.copy()
+    loss = best = np.inf  # the first move is made in any case: the start is known to the caller
+    for move in range(len(layer_M)):
+        layer, i, j = layer_M[move], pairs_M2[move, 0], pairs_M2[move, 1]
+        if i == j or slots_N[place_LN[layer, i]] != slots_N[place_LN[layer, j]]:
+            continue
+        limit, after = loss * (1 + growth_M[move]), 0.0
+        place_LN[layer, i], place_LN[layer, j] = place_LN[layer, j], place_LN[layer, i]
+        _renew_layer(layer, place_LN, first_L, first_H, members, failed_WN, lost_LW)
+        for w in range(num_words):
+            lost = lost_LW[0, w]
+            for other in range(1, num_layers):
+                lost |= lost_LW[other, w]
+            after += weight_W[w] * bit_count(lost)
+            if after > limit:
+                break
+        if after > limit:
+            place_LN[layer, i], place_LN[layer, j] = place_LN[layer, j], place_LN[layer, i]
+            _renew_layer(layer, place_LN, first_L, first_H, members, failed_WN, lost_LW)
+            continue
+        loss = after
+        if loss < best:
+            best = loss
+            for row in range(num_layers):
+                for node in range(place_LN.shape[1]):
+                    best_LN[row, node] = place_LN[row, node]
+    return best_LN, best
+
+
+@numba.njit(cache=True)
+def _renew_layer(
+    layer: int,
+    place_LN: Integers,
+    first_L: Integers,
+    first_H: Integers,
+    members: Integers,
+    failed_WN: Words,
+    lost_LW: Words,
+) -> None:
+    """Put down which failure sets a layer does not survive: those with all nodes of one of its holder sets."""
+    for w in range(lost_LW.shape[1]):
+        lost = np.uint64(0)
+        for holder in range(first_L[layer], first_L[layer + 1]):
+            gone = np.uint64(0xFFFFFFFFFFFFFFFF)
+            for at in range(first_H[holder], first_H[holder + 1]):
+                gone &= failed_WN[w, place_LN[layer, members[at]]]
+            lost |= gone
+        lost_LW[layer, w] = lost
