@@ -96,12 +96,11 @@ def passed(table: str, profile: str) -> dict[str, Any]:
     """
     name = notebook_of(table)
     known = parameters(name, "quick" if profile == "quick" else "full")
-    for tagged, tree in _cells(name):
-        for called, keywords in _runs(tree):
+    for statement in (statement for tagged, tree in _cells(name) if not tagged for statement in tree.body):
+        for called, keywords in _runs(statement):
             if called == table:
                 return results.recorded(_evaluated(name, keywords, known))
-        if not tagged:
-            _assign(tree, known)
+        _assign(statement, known)
     raise AssertionError(f"notebook {name} makes table {table}")
 
 
@@ -141,7 +140,7 @@ def _parsed(file: str, modified_ns: int) -> Cells:
     return tuple(parsed)
 
 
-def _runs(tree: ast.Module) -> list[tuple[str, list[ast.keyword]]]:
+def _runs(tree: ast.AST) -> list[tuple[str, list[ast.keyword]]]:
     """Table and keywords of each `results.run(table, experiment, ...)`."""
     found = []
     for node in ast.walk(tree):
@@ -167,15 +166,14 @@ def _evaluated(name: str, keywords: list[ast.keyword], known: dict[str, Any]) ->
     return values
 
 
-def _assign(tree: ast.Module, known: dict[str, Any]) -> None:
-    """Add the names that a cell assigns to literals or to what is known; another assignment takes a name away."""
-    for statement in tree.body:
-        match statement:
-            case ast.Assign(targets=[ast.Name(id=target)]):
-                try:
-                    known[target] = _literal(statement.value, known)
-                except ValueError:
-                    known.pop(target, None)
+def _assign(statement: ast.stmt, known: dict[str, Any]) -> None:
+    """Add a name that is assigned a literal or what is known; another assignment takes the name away."""
+    match statement:
+        case ast.Assign(targets=[ast.Name(id=target)]):
+            try:
+                known[target] = _literal(statement.value, known)
+            except ValueError:
+                known.pop(target, None)
 
 
 def _literal(node: ast.expr, known: Mapping[str, Any]) -> Any:

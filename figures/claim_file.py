@@ -87,8 +87,8 @@ class Claim(Strict):
 
     @property
     def notebook(self) -> str:
-        """The notebook that makes the claim's table. Raises: ValueError if none does"""
-        return calls.notebook_of(self.table)
+        """The notebook that makes the claim's table; empty if none does."""
+        return calls.tables().get(self.table, "")
 
     def metric(self) -> Callable[[pd.DataFrame], float]:
         """The claim's value as a function of its table. Raises: ValueError if `value` names no function"""

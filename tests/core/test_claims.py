@@ -1,63 +1,83 @@
-"""States of claims by their rules; wrong entries refused by the claim's name; the block in REPRODUCE.md."""
+"""States of claims by their rules; wrong entries refused by the claim's name; the page that lists them."""
 
 import math
 import sys
 import types
 
+import nbformat
 import pandas as pd
 import pytest
+from nbformat.v4 import new_code_cell, new_notebook
 
-from figures import claims, results
+from figures import calls, claims, results
+from figures.reducers import Value
 
 TOML = """
-[[claim]]
-id = "marconi-fig7"
-system = "Marconi"
+[11_hits]
+evidence = "simulated"
+
+[11_hits.marconi-fig7]
 figure = "figure 7"
 sentence = "Hit rate over vLLM+ | block 32."
 paper = 7.3
 unit = "x"
-metric = "metrics_under_test:ratio"
-table = "11_hits"
+value = { how = "mean", of = "ratio" }
 reproduced = { relative = 0.05 }
 direction = { at_least = 1 }
-evidence = "simulated"
-notebook = "11_hits"
-minutes = { quick = 0.5, full = 4 }
 reason = "Another tokenizer."
 """
 GPU = """
-[[claim]]
-id = "marconi-fig9"
-system = "Marconi"
+[13_ttft]
+evidence = "measured"
+
+[13_ttft.marconi-fig9]
 figure = "figure 9"
 sentence = "Time to first token."
-evidence = "measured"
-notebook = "13_ttft"
-minutes = { quick = 1, full = 2 }
 needs = "GPU"
 reason = "No GPU here."
 """
+NOTEBOOKS = {
+    "11_hits": [
+        'profile = "quick"\nblock_sizes = [16, 32]',
+        'seeds = 3\nresults.run("11_hits", hits, profile=profile, blocks=block_sizes, seeds=seeds)',
+    ],
+    "13_ttft": ['profile = "quick"', '%time\ntable = results.run("13_ttft", ttft, profile=profile)'],
+}
 
 
 @pytest.fixture
-def metric(monkeypatch):
-    """The module that the claim's metric names: the mean of the table's column `ratio`."""
-    module = types.ModuleType("metrics_under_test")
-    module.ratio = lambda table: table["ratio"].mean()
-    monkeypatch.setitem(sys.modules, module.__name__, module)
-    return module
-
-
-@pytest.fixture
-def project(root, metric):
+def project(root):
+    """A project of two claims and the notebooks that make their tables."""
     (root / "claims.toml").write_text(TOML + GPU)
+    (root / "notebooks" / "full").mkdir(parents=True)
+    (root / "notebooks" / "full" / "11_hits.yaml").write_text("profile: full\nblock_sizes: [8]\n")
+    for name, (parameters, code) in NOTEBOOKS.items():
+        cells = [new_code_cell(parameters, metadata={"tags": ["parameters"]}), new_code_cell(code)]
+        nbformat.write(new_notebook(cells=cells), root / "notebooks" / f"{name}.ipynb")
     return root
 
 
-def ran(ratio, profile="reference"):
+@pytest.fixture
+def special(project, monkeypatch):
+    """The claim's value by a function of figures/ instead of a reducer."""
+    module = types.ModuleType("figures.metrics_under_test")
+    module.ratio = lambda table: table["ratio"].mean()
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    text = TOML.replace('{ how = "mean", of = "ratio" }', '"metrics_under_test.part:ratio"')
+    part = types.ModuleType("figures.metrics_under_test.part")
+    part.ratio = module.ratio
+    monkeypatch.setitem(sys.modules, part.__name__, part)
+    (project / "claims.toml").write_text(text + GPU)
+    return part
+
+
+FULL = {"blocks": [8], "seeds": 3}
+
+
+def ran(ratio, profile="reference", **changed):
     table = pd.DataFrame({"ratio": [ratio]})
-    results.save(table, "11_hits", profile=profile, parameters={}, seed=None, seconds=0)
+    parameters = {**(FULL if profile != "quick" else {"blocks": [16, 32], "seeds": 3}), **changed}
+    results.save(table, "11_hits", profile=profile, parameters=parameters, seed=None, seconds=90)
 
 
 @pytest.mark.parametrize(
@@ -79,6 +99,37 @@ def test_the_rules_decide_the_state(project, value, state):
 
 def test_without_its_table_a_claim_is_not_run(project):
     assert claims.check("marconi-fig7", "reference") == claims.CheckedClaim(claims.get("marconi-fig7"), None, "not run")
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"blocks": [256]}, "made with blocks = [256] (reference: [8])"),
+        ({"seeds": 4}, "made with seeds = 4 (reference: 3)"),
+        ({"alpha": 2}, "made with alpha = 2 (reference: its default)"),
+        ({"blocks": [256], "seeds": 4}, "made with blocks = [256] (reference: [8]), seeds = 4 (reference: 3)"),
+    ],
+)
+def test_a_table_of_other_parameters_is_not_judged(project, changed, reason):
+    ran(7.3, **changed)
+    checked = claims.check("marconi-fig7", "reference")
+    assert (checked.state, checked.value, checked.reason) == ("other parameters", None, reason)
+    assert claims.scorecard("reference")["state"].tolist() == ["other parameters", "needs GPU"]
+
+
+def test_a_parameter_that_is_left_at_its_default_is_the_profiles(project):
+    table = pd.DataFrame({"ratio": [7.3]})
+    parameters = {**FULL, "alpha": 1.0}
+    results.save(table, "11_hits", profile="full", parameters=parameters, seed=0, seconds=1, defaults=["alpha"])
+    assert claims.check("marconi-fig7", "full").state == "reproduced"
+
+
+def test_a_table_that_no_notebook_makes_is_that_claims_error(project):
+    (project / "notebooks" / "11_hits.ipynb").unlink()
+    ran(7.3)
+    checked = claims.check("marconi-fig7", "reference")
+    assert checked.state == "error" and "a notebook must make table 11_hits" in checked.reason
+    assert claims.scorecard("reference")["notebook"].tolist() == ["", "13_ttft"]
 
 
 def test_a_profile_that_lacks_the_rows_is_not_run(project):
@@ -107,7 +158,7 @@ def test_each_rule_holds_up_to_its_bound(rule, holds, fails):
 
 
 @pytest.mark.parametrize(
-    ("old", "new", "told"),
+    ("old", "new", "message"),
     [
         ('unit = "x"', 'units = "x"', "claim marconi-fig7: units: Extra inputs"),
         ("relative = 0.05", "relativ = 0.05", "claim marconi-fig7: reproduced.relativ: Extra inputs"),
@@ -116,25 +167,24 @@ def test_each_rule_holds_up_to_its_bound(rule, holds, fails):
         ("{ relative = 0.05 }", "{ between = [2, 1] }", "between must be"),
         ("paper = 7.3", "", "need the paper's value"),
         ('evidence = "simulated"', 'evidence = "guessed"', "claim marconi-fig7: evidence"),
-        ('table = "11_hits"', "", "metric, table and reproduced must be given"),
-        (
-            'sentence = "Hit',
-            'state = "reproduced"\nsentence = "Hit',
-            "claim marconi-fig7: state: Extra inputs",
-        ),
-        ('needs = "GPU"', 'needs = "GPU"\ntable = "11_hits"', "claim marconi-fig9: .*needs excludes"),
-        ('id = "marconi-fig9"', 'id = "marconi-fig7"', "claim marconi-fig7: id must be unique"),
-        ('id = "marconi-fig9"', 'id = "Figure 9"', "claim Figure 9: id"),
-        ('id = "marconi-fig9"\n', "", "claim number 2: id"),
-        ("[[claim]]", "[[claims]]", r"must hold \[\[claim\]\] tables only, got claims"),
-        ("paper = 7.3", "paper = ", r"claims.toml: .*line 7"),
+        ('value = { how = "mean", of = "ratio" }', "", "value and reproduced must be given"),
+        ('how = "mean"', 'how = "average"', "claim marconi-fig7: value"),
+        ('of = "ratio"', 'of = "ratio", by = ["a"]', "claim marconi-fig7: value.*by needs over"),
+        ('of = "ratio"', 'of = "ratio", where = { a = {} }', "claim marconi-fig7: value"),
+        ('{ how = "mean", of = "ratio" }', '"os:system"', "claim marconi-fig7: value"),
+        ('sentence = "Hit', 'state = "reproduced"\nsentence = "Hit', "claim marconi-fig7: state: Extra inputs"),
+        ('needs = "GPU"', 'needs = "GPU"\nvalue = "a.b:c"', "claim marconi-fig9: .*needs excludes"),
+        ("[13_ttft.marconi-fig9]", "[13_ttft.marconi-fig7]", "claim marconi-fig7: id must be unique"),
+        ("[13_ttft.marconi-fig9]", '[13_ttft."Figure 9"]', "claim Figure 9: id"),
+        ("[11_hits]", "profile = 1\n[11_hits]", "profile must be a table of claims, got 1"),
+        ("paper = 7.3", "paper = ", r"claims.toml: .*line 8"),
     ],
 )
-def test_a_wrong_entry_is_refused_by_name(project, old, new, told):
+def test_a_wrong_entry_is_refused_by_name(project, old, new, message):
     text = TOML + GPU
     assert old in text
     (project / "claims.toml").write_text(text.replace(old, new))
-    with pytest.raises(ValueError, match=told):
+    with pytest.raises(ValueError, match=message):
         claims.read()
 
 
@@ -143,18 +193,106 @@ def test_an_unknown_claim_is_refused(project):
         claims.check("fig7", "quick")
 
 
-def test_a_metric_that_names_nothing_is_refused_with_its_claim(project, metric):
+def test_a_value_may_be_a_function_of_the_evaluation(special):
     ran(7.3)
-    del metric.ratio
-    with pytest.raises(ValueError, match="claim marconi-fig7: metric must name a function"):
-        claims.check("marconi-fig7", "reference")
+    assert claims.check("marconi-fig7", "reference").state == "reproduced"
 
 
-def test_a_metric_that_fails_is_told_with_its_claim_and_table(project, metric):
+def test_a_value_that_names_nothing_is_that_claims_error(special):
     ran(7.3)
-    metric.ratio = lambda table: table["no such column"].mean()
-    with pytest.raises(ValueError, match=r"claim marconi-fig7: .* failed on 11_hits \(reference\): KeyError"):
-        claims.scorecard("reference")
+    del special.ratio
+    checked = claims.check("marconi-fig7", "reference")
+    assert checked.state == "error" and "value must name a function of figures/" in checked.reason
+
+
+@pytest.mark.parametrize("error", [KeyError("no such column"), ZeroDivisionError(), AssertionError("x"), TypeError()])
+def test_a_value_that_fails_is_that_claims_error_and_never_the_end_of_the_scorecard(special, error):
+    def fails(table):
+        raise error
+
+    ran(7.3)
+    special.ratio = fails
+    card = claims.scorecard("reference").set_index("id")
+    assert card["state"].to_dict() == {"marconi-fig7": "error", "marconi-fig9": "needs GPU"}
+    assert card["reason"]["marconi-fig7"].startswith(f"{type(error).__name__}:")
+
+
+def test_a_column_that_the_table_lacks_is_named(project):
+    results.save(pd.DataFrame({"b": [1]}), "11_hits", profile="full", parameters=FULL, seed=None, seconds=0)
+    checked = claims.check("marconi-fig7", "full")
+    assert (checked.state, checked.reason) == ("error", "KeyError: 'ratio'")
+
+
+ROWS = pd.DataFrame(
+    {
+        "trace": ["a", "a", "a", "b", "b", "synthetic-a"],
+        "system": ["ours", "theirs", "theirs", "ours", "theirs", "ours"],
+        "capacity": [1, 1, 2, 2, 2, 1],
+        "hits": [30.0, 10.0, 20.0, 8.0, 4.0, 900.0],
+        "requests": [60, 20, 80, 16, 16, 900],
+        "good": [True, True, False, True, False, False],
+    }
+)
+
+
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        ({"how": "mean", "of": "hits"}, 14.4),  # a stand-in for a trace is not the trace
+        ({"how": "max", "of": "hits", "where": {"trace": "synthetic-a"}}, 900),
+        ({"how": "median", "of": "hits"}, 10),
+        ({"how": "min", "of": "hits", "where": {"system": "theirs", "capacity": 2}}, 4),
+        ({"how": "sum", "of": "hits", "where": {"trace": ["b"]}}, 12),
+        ({"how": "count", "of": "hits", "where": {"hits": {"at_least": 10, "at_most": 20}}}, 2),
+        ({"how": "count", "of": "hits", "where": {"hits": {"above": 10}}}, 2),
+        ({"how": "count", "of": "hits", "where": {"system": {"but": "ours"}}}, 3),
+        ({"how": "count", "of": "hits", "where": {"trace": "c"}}, 0),
+        ({"how": "share", "of": "good", "times": 100}, 60),
+        ({"how": "p95", "of": "hits"}, 28.0),
+        ({"how": "only", "of": "trace", "where": {"system": "ours", "capacity": 7}}, math.nan),
+        ({"how": "only", "of": "hits", "where": {"trace": "a", "system": "ours"}}, 30),
+        ({"how": "mean", "of": "hits", "over": "requests", "where": {"trace": "a"}}, (0.5 + 0.5 + 0.25) / 3),
+        ({"how": "mean", "of": "hits", "where": {"system": "ours"}, "over": {"system": "theirs"}}, 19 / (34 / 3)),
+        ({"how": "min", "of": "hits", "where": {"system": "ours"}, "over": {"system": "theirs"}, "by": ["trace"]}, 2.0),
+        ({"how": "max", "of": "hits", "where": {"system": "ours"}, "over": {"system": "none"}}, math.nan),
+        ({"how": "max", "of": "hits", "less": 1, "times": 100}, 2900),
+    ],
+)
+def test_a_value_is_reduced_from_the_rows_it_names(value, expected):
+    assert Value(**value)(ROWS) == pytest.approx(expected, nan_ok=True)
+
+
+def test_only_refuses_several_values():
+    with pytest.raises(ValueError, match="hits must have one value in these rows, got 5"):
+        Value(how="only", of="hits")(ROWS)
+
+
+def test_what_a_notebook_passes_is_read_from_its_cells(project):
+    assert calls.tables() == {"11_hits": "11_hits", "13_ttft": "13_ttft"}
+    assert calls.passed("11_hits", "quick") == {"blocks": [16, 32], "seeds": 3}
+    assert calls.passed("11_hits", "full") == calls.passed("11_hits", "reference") == FULL
+    assert calls.passed("13_ttft", "full") == {}
+
+
+def test_what_cannot_be_read_from_a_notebook_is_refused_with_the_call(project):
+    cell = new_code_cell('results.run("12_more", more, profile=profile, sizes=[n**2 for n in range(3)])')
+    parameters = new_code_cell('profile = "quick"', metadata={"tags": ["parameters"]})
+    nbformat.write(new_notebook(cells=[parameters, cell]), project / "notebooks" / "12_more.ipynb")
+    with pytest.raises(ValueError, match=r"notebook 12_more: sizes=\[n \*\* 2 .*: it must be a literal"):
+        calls.passed("12_more", "quick")
+
+
+def test_a_table_is_made_by_one_notebook(project):
+    source = (project / "notebooks" / "11_hits.ipynb").read_bytes()
+    (project / "notebooks" / "12_again.ipynb").write_bytes(source)
+    with pytest.raises(ValueError, match="table 11_hits must be made by one notebook, got 11_hits and 12_again"):
+        calls.tables()
+
+
+def test_the_papers_value_is_read_from_the_claim(project):
+    assert claims.paper("marconi-fig7") == 7.3
+    with pytest.raises(ValueError, match="marconi-fig9 states no value"):
+        claims.paper("marconi-fig9")
 
 
 def test_the_scorecard_has_a_row_a_claim_and_reasons_only_for_what_is_not_reproduced(project):
@@ -194,32 +332,21 @@ def test_the_scorecard_of_no_claims_is_an_empty_table(root):
     assert claims.summary(card) == "0 claims"
 
 
-def test_the_block_in_the_text_is_replaced_and_nothing_else(project):
+def test_the_page_of_claims_is_written_whole(project):
     ran(2.0)
-    page = project / "REPRODUCE.md"
-    page.write_text(f"# Top\n\n{claims.BEGIN}\n| stale row |\n{claims.END}\n\nBelow – stays.\n", encoding="utf-8")
-    claims.write_block(page)
+    page = claims.write_page()
     text = page.read_text(encoding="utf-8")
-    assert text.startswith("# Top\n\n") and text.endswith(f"{claims.END}\n\nBelow – stays.\n")
-    assert "stale" not in text
+    assert page == project / "CLAIMS.md" and text == claims.page()
     assert (
         "| `marconi-fig7` | Marconi, figure 7 | Hit rate over vLLM+ \\| block 32. | 7.3 x | 2 x "
-        "| direction holds | simulated | [11_hits](notebooks/11_hits.ipynb) | 0.5 / 4 |\n"
+        "| direction holds | simulated | [11_hits](notebooks/11_hits.ipynb) | 1.5 |\n"
     ) in text
     assert "- `marconi-fig7` (direction holds): Another tokenizer.\n" in text
-    claims.write_block(page)
-    assert page.read_text(encoding="utf-8") == text
 
 
 def test_a_sentence_over_several_lines_stays_one_row(project):
     (project / "claims.toml").write_text(TOML.replace('"Hit rate over vLLM+ | block 32."', '"""Hit\nrate."""'))
     assert "| Hit rate. |" in claims.markdown_table()
-
-
-@pytest.mark.parametrize("text", ["", claims.BEGIN, f"{claims.END} {claims.BEGIN}", f"{claims.BEGIN}{claims.END}" * 2])
-def test_a_text_without_one_block_is_refused(text):
-    with pytest.raises(ValueError, match="once each"):
-        claims.replace_block(text, "table")
 
 
 @pytest.mark.parametrize(

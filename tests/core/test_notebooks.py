@@ -96,8 +96,7 @@ def test_an_interrupt_leaves_nothing_behind(project):
     write(project, [GOOD[0], "import time\ntime.sleep(60)"])
     program = f"""
         from pathlib import Path
-        from artifact import paths
-        from figures import calls, notebooks
+        from figures import notebooks, paths
         paths.ROOT = Path({str(project)!r})
         notebooks.run("10_tiny", "quick")
     """

@@ -42,6 +42,7 @@ def test_provenance_says_how_the_table_was_made(root):
         "git",
         "profile",
         "parameters",
+        "defaults",
         "seed",
         "versions",
         "hardware",
@@ -146,7 +147,56 @@ def test_a_write_that_breaks_off_leaves_the_last_table_and_nothing_else(root, mo
     assert list(file.parent.iterdir()) == [file]
 
 
-def test_timed_gives_the_wall_time_of_its_block():
-    with results.timed() as clock:
-        assert np.isnan(clock.seconds)
-    assert 0 <= clock.seconds < 60
+def hits(*, capacities_gb, alpha=1.0, seed=42):
+    return trials().assign(capacity_gb=capacities_gb[0], alpha=alpha)
+
+
+def test_a_run_records_what_was_passed_and_what_was_left_at_its_default(root):
+    table = results.run("11_hits", hits, profile="quick", capacities_gb=[3, np.float64(5)], seed=7)
+    assert_frame_equal(table, results.load("11_hits", "quick"))
+    record = results.provenance("11_hits", "quick")
+    assert record["parameters"] == {"capacities_gb": [3, 5.0], "alpha": 1.0, "seed": 7}
+    assert (record["defaults"], record["seed"]) == (["alpha"], 7)
+    assert 0 <= record["wall_seconds"] < 60
+
+
+def test_a_run_without_a_seed_records_none(root):
+    results.run("11_hits", lambda: trials(), profile="quick")
+    assert results.provenance("11_hits", "quick")["seed"] is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"profile": "fast", "capacities_gb": [1]}, ValueError, "profile must be one of"),
+        ({"profile": "quick", "capacity_gb": [1]}, TypeError, "capacities_gb"),
+        ({"profile": "quick", "capacities_gb": [1], "beta": 1}, TypeError, "beta"),
+    ],
+)
+def test_a_wrong_call_is_refused_before_the_experiment_runs(root, arguments, error, message):
+    ran = []
+
+    def experiment(*, capacities_gb):
+        ran.append(capacities_gb)
+        return trials()
+
+    with pytest.raises(error, match=message):
+        results.run("11_hits", experiment, **arguments)
+    assert not ran and not list(root.rglob("*"))
+
+
+def test_a_run_that_fails_leaves_the_last_table(root):
+    file = save(trials())
+    before = file.read_bytes()
+    with pytest.raises(ZeroDivisionError):
+        results.run("11_hits", lambda: 1 / 0, profile="quick")
+    assert file.read_bytes() == before
+
+
+def test_a_record_is_valid_json_whatever_was_passed(root):
+    save(trials(), parameters={"interval": float("inf"), "rate": np.float64("nan"), "kinds": {1: ("a", None)}})
+    assert results.provenance("11_hits", "quick")["parameters"] == {
+        "interval": "inf",
+        "rate": "nan",
+        "kinds": {"1": ["a", None]},
+    }
