@@ -1,8 +1,8 @@
-"""claims.toml against what it points to: metrics, tables, notebooks, and the table in REPRODUCE.md."""
+"""claims.toml against what it points to: values, tables, notebooks, and the page CLAIMS.md."""
 
 import pytest
 
-from figures import claims, paths, results
+from figures import calls, claims, paths, results
 
 CLAIMS = claims.read()
 COMPUTED = [claim for claim in CLAIMS if claim.needs is None]
