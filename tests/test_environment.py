@@ -28,7 +28,7 @@ PYPI_NAMES = {"pytorch": "torch", "matplotlib-base": "matplotlib", "seaborn-base
 """What conda-forge calls differently."""
 NOT_PYTHON_PACKAGES = {"python", "pip", "make"}
 
-DECLARED = [*PROJECT["dependencies"], *EXTRAS["dev"], *EXTRAS["cluster"]]
+DECLARED = [*PROJECT["dependencies"], *EXTRAS["dev"]]
 CONDA_SPECS = [spec for spec in CONDA["dependencies"] if isinstance(spec, str)]
 
 
@@ -134,6 +134,30 @@ def test_mamba_is_built_by_a_step_of_its_own_only():
 def test_what_needs_cuda_to_be_imported_is_in_the_gpu_extra_only():
     assert [Requirement(each).name for each in EXTRAS["gpu"]] == ["causal-conv1d"]
     assert "causal-conv1d" not in pins()
+
+
+def test_ray_is_in_its_extra_only():
+    assert [Requirement(entry).name for entry in EXTRAS["cluster"]] == ["ray"]
+    assert "ray" not in pins()
+
+
+USED_WITHOUT_AN_IMPORT = {
+    "jupyterlab": "make lab opens it",
+    "ipykernel": "runs the notebooks",
+    "ipywidgets": "the widgets of notebooks in JupyterLab, progress bars among them",
+    "nbconvert": "make docs calls it",
+    "einops": "mamba-ssm imports it",
+}
+
+
+@pytest.mark.parametrize("declared", PROJECT["dependencies"])
+def test_every_declared_dependency_is_used(declared):
+    name = canonicalize_name(Requirement(declared).name)
+    module = {"pyyaml": "yaml"}.get(name, name.replace("-", "_"))
+    sources = [file for part in ("artifact", "figures") for file in (paths.ROOT / part).rglob("*.py")]
+    pattern = re.compile(rf"^\s*(from|import) {module}\b|files\(\"{module}\"\)", re.MULTILINE)
+    imported = any(pattern.search(file.read_text(encoding="utf-8")) for file in sources)
+    assert imported != (name in USED_WITHOUT_AN_IMPORT), "unused, or no exception any more"
 
 
 def test_this_environment_is_the_locked_one():
