@@ -25,7 +25,7 @@ PIP := $(BIN)/python -m pip
 INSTALL := $(PIP) install --constraint requirements.lock
 ARTIFACT := $(BIN)/python -m artifact
 
-SOURCES := $(wildcard artifact/*.py artifact/*/*.py artifact/*/*/*.py) data/registry.toml
+SOURCES := $(wildcard artifact/*.py artifact/*/*.py artifact/*/*/*.py figures/*.py figures/*/*.py) data/registry.toml
 NAMES := $(sort $(basename $(notdir $(wildcard notebooks/[0-9][0-9]_*.ipynb))))
 RUNS := $(NAMES:%=results/$(PROFILE)/%.ipynb)
 SCORECARD := results/$(PROFILE)/90_scorecard.ipynb
@@ -86,25 +86,25 @@ bench: $(ENV)  ## measure against peers, as ratios within one run
 testbed: $(ENV)  ## schemes on real links of limited rate, as root: sudo make testbed WORKERS=8 RATE=200mbit
 	@$(BIN)/python -m artifact.sparse_sync.links.testbed --workers $(WORKERS) --rate $(RATE)
 
-docs: $(ENV)  ## README, REPRODUCE and the notebooks as a static site in site/
+docs: $(ENV)  ## README, REPRODUCE, CLAIMS and the notebooks as a static site in site/
 	rm -rf site && mkdir -p site/notebooks
-	for page in README REPRODUCE; do \
+	for page in README REPRODUCE CLAIMS; do \
 	  $(BIN)/jupytext --quiet --from md --to ipynb --output site/$$page.ipynb $$page.md; \
 	done
 	mv site/README.ipynb site/index.ipynb
 	$(BIN)/jupyter nbconvert --log-level WARN --to html site/*.ipynb
 	$(BIN)/jupyter nbconvert --log-level WARN --to html --output-dir site/notebooks $(NAMES:%=notebooks/%.ipynb)
 	rm site/*.ipynb
-	if [ -d figures ]; then cp -r figures site/; fi
+	for picture in figures/*/*.svg; do install -D -m 644 $$picture site/$$picture; done
 	sed -i -e 's,href="README\.,href="index.,g' -e 's,\(href="[^":]*\)\.\(md\|ipynb\)\(["#]\),\1.html\3,g' \
 	  site/*.html site/notebooks/*.html
 	@echo "open site/index.html"
 
 clean:  ## remove what was generated; never results/reference, figures or .venv
 	rm -rf results/quick results/full site build *.egg-info .pytest_cache .mypy_cache .ruff_cache .import_linter_cache .hypothesis
-	find $(wildcard artifact tests notebooks benchmarks) -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
+	find $(wildcard artifact figures tests notebooks benchmarks) -name __pycache__ -o -name .ipynb_checkpoints | xargs rm -rf
 
-reference:  ## run full and bring the committed tables, figures and claims table up to date
+reference:  ## run full and bring the committed tables, figures and CLAIMS.md up to date
 	$(MAKE) PROFILE=full reproduce
 	mkdir -p results/reference
 	cp results/full/*.parquet results/reference/
