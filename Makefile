@@ -84,7 +84,7 @@ bench: $(ENV)  ## measure against peers, as ratios within one run
 	@for script in $(sort $(wildcard benchmarks/[a-z]*.py)); do echo "== $$script"; $(BIN)/python $$script; done
 
 testbed: $(ENV)  ## schemes on real links of limited rate, as root: sudo make testbed WORKERS=8 RATE=200mbit
-	@$(BIN)/python -m artifact.sparse_sync.links.testbed --workers $(WORKERS) --rate $(RATE)
+	@$(ARTIFACT) sparse testbed --workers $(WORKERS) --rate $(RATE)
 
 docs: $(ENV)  ## README, REPRODUCE, CLAIMS and the notebooks as a static site in site/
 	rm -rf site && mkdir -p site/notebooks

@@ -2,43 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from artifact import systems
+from artifact import cli, systems
 from artifact.datasets import DatasetUnavailable
 
-SHOWN = (
-    "torch",
-    "triton",
-    "mamba-ssm",
-    "transformers",
-    "numpy",
-    "numba",
-    "pandas",
-    "papermill",
-    "jupyterlab",
-    "ray",
-)
+SHOWN = ("torch", "triton", "mamba-ssm", "transformers", "numpy", "numba", "pandas", "papermill", "jupyterlab", "ray")
 
-app = typer.Typer(
-    help="Marconi, Lazarus and Zen: the papers' evaluations, run again.",
-    no_args_is_help=True,
-    pretty_exceptions_enable=False,
-    add_completion=False,
-)
 data = typer.Typer(help="Data sets: what is at hand, and downloads.", no_args_is_help=True)
-app.add_typer(data, name="data")
-
-# A wrong command, option or value. Typer has this class of click's but exports only its subclasses.
-UsageError: Any = typer.BadParameter.__base__
 
 
-@app.command()
 def doctor() -> None:
     """Say what is installed, which device is used and why, and which data sets are at hand."""
     from artifact import hardware
@@ -54,6 +33,9 @@ def doctor() -> None:
     print(f"nvcc          {'found' if seen.nvcc else 'not found'}")
     limited = "network namespaces with rate limits can be made" if seen.root and seen.tc else "no rate-limited links"
     print(f"tc, root      {limited}")
+    for module in systems.commands():
+        for name, value in getattr(module, "state", dict)().items():
+            print(f"{name:<13} {value}")
     print()
     data_list()
 
@@ -80,14 +62,14 @@ def data_fetch(
 
     if bool(names) == everything:
         raise ValueError("data fetch takes either NAME or --all")
-    absent = []
+    status = 0
     for name in datasets.names() if everything else names or []:
         try:
             print(f"{name:<23} {datasets.path(name)}")
         except DatasetUnavailable as error:
-            absent.append(f"{error}")
-    if absent:
-        raise DatasetUnavailable("\n       ".join(absent))
+            print(f"error: {error}", file=sys.stderr)
+            status = 2
+    raise typer.Exit(status)
 
 
 def _version(package: str) -> str:
@@ -97,19 +79,40 @@ def _version(package: str) -> str:
         return "not installed"
 
 
+def application() -> typer.Typer:
+    """All commands: those of this module, of the systems and, in a checkout, of the evaluation."""
+    app = typer.Typer(
+        help="Marconi, Lazarus and Zen: the papers' evaluations, run again.",
+        no_args_is_help=True,
+        pretty_exceptions_enable=False,
+        add_completion=False,
+    )
+    for module in systems.commands():
+        module.register(app)
+    app.command(rich_help_panel="This machine")(doctor)
+    app.add_typer(data, name="data", rich_help_panel="This machine")
+    return app
+
+
 def main() -> None:
-    """Add the systems' commands, in a checkout the evaluation's too (`register(app)` of each), and run."""
+    """Run a command. A wrong input, or a file that cannot be read or written, is one line and exit status 2."""
+    message = ""
     try:
-        for commands in systems.commands():
-            commands.register(app)
-        sys.exit(app(prog_name="python -m artifact", standalone_mode=False))
-    except UsageError as error:
-        if message := " ".join(error.format_message().split()):  # empty where the help has been shown instead
-            print(f"error: {message}", file=sys.stderr)
-        sys.exit(2)
-    except (ValueError, FileNotFoundError, DatasetUnavailable) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        status = application()(prog_name="python -m artifact", standalone_mode=False)
+        sys.stdout.flush()
+    except typer.Abort:
+        status, message = 130, "interrupted"
+    except cli.UsageError as error:
+        status, message = 2, cli.problem(error)  # empty if the help has been shown instead
+    except (ValueError, OSError, DatasetUnavailable) as error:
+        status, message = 2, " ".join(f"{error}".splitlines())
+    if message:
+        print(f"error: {message}", file=sys.stderr)
+    try:
+        sys.stdout.flush()
+    except OSError:  # reported above; the interpreter would fail once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(status)
 
 
 if __name__ == "__main__":

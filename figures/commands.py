@@ -12,9 +12,16 @@ Profile = Annotated[Literal["quick", "full", "reference"], typer.Option(help="wh
 
 def register(app: typer.Typer) -> None:
     """Add the evaluation's commands."""
-    app.command()(scorecard)
-    app.command(name="figures")(redraw)
-    app.command()(run)
+    for name, command in (("scorecard", scorecard), ("figures", redraw), ("run", run)):
+        app.command(name, rich_help_panel="Evaluation")(command)
+
+
+def state() -> dict[str, str]:
+    """What `doctor` says of the checkout."""
+    from figures import calls, paths
+
+    tables = {profile: len(list(paths.results(profile).glob("*.parquet"))) for profile in paths.PROFILES}
+    return {"notebooks": f"{len(calls.names())}", **{name: f"{count} tables" for name, count in tables.items()}}
 
 
 def scorecard(

@@ -1,85 +1,108 @@
-"""The command line of sparse synchronisation: `python -m artifact sync` and `partition`."""
+"""The commands of sparse synchronisation: `python -m artifact sparse sync`, `partition` and `testbed`."""
 
 from __future__ import annotations
 
-import json
+import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
+from typer import Argument, Option
 
-METHODS = ("hierarchical", "counting", "bijection", "modulo", "contiguous", "strawman")
+from artifact import cli
 
-Input = Annotated[Path, typer.Argument(metavar="INPUT.npz", help="sparse gradients, one a worker")]
-Json = Annotated[bool, typer.Option("--json", help="print JSON")]
+Elements = Literal["ring", "agsparse", "sparcml", "omnireduce", "omnireduce-cyclic", "ps", "balanced-coo", "zen"]
+Rows = Literal["agsparse-row", "sparcml-row", "ps-row", "balanced-coo-row", "zen-row"]
+OtherHashes = Literal["zen-bijection", "zen-bijection-row", "zen-modulo", "zen-modulo-row"]
+Scheme = Literal["all", Elements, Rows, OtherHashes]
+Method = Literal["hierarchical", "counting", "bijection", "modulo", "contiguous", "strawman"]
+
+INPUT = Argument(metavar="INPUT.npz", exists=True, dir_okay=False, help="sparse gradients of all workers")
+WORKLOADS = "zipf, lstm, deepfm, nmt, bert, topk-lstm or topk-transformer; lstm:8 takes batches of 8"
 
 
 def register(app: typer.Typer) -> None:
     """Add this system's commands."""
-    app.command()(sync)
-    app.command(name="partition")(partition)
+    cli.add_system(
+        app,
+        "sparse",
+        "Zen: synchronisation of sparse gradients.",
+        {"sync": sync, "partition": partition, "testbed": testbed},
+        {"sync": sync, "partition": partition},
+        """
+        sync gradients.npz --scheme all --workers 8 --bandwidth-gbps 1
+        partition gradients.npz --method counting --partitions 16 --json
+        testbed --workers 8 --rate 200mbit
+        """,
+    )
 
 
 def sync(
-    path: Input,
-    scheme: Annotated[str, typer.Option(help="a scheme, or all")] = "all",
-    workers: Annotated[int | None, typer.Option(help="workers 0 to N-1 of the file; all without it")] = None,
-    seed: Annotated[int, typer.Option(help="of the hash, and of values that the file lacks")] = 0,
-    bandwidth_gbps: Annotated[float, typer.Option(help="of a link, 10^9 bits a second")] = 25.0,
-    as_json: Json = False,
+    path: Annotated[Path, INPUT],
+    scheme: Annotated[Scheme, cli.named(Scheme, "scheme to run (all: those that the paper compares)")] = "all",
+    workers: Annotated[int | None, Option(min=1, help="take workers 0 to N-1 of the file (default: all)")] = None,
+    seed: Annotated[int, cli.seed("the hash, and of values that the file does not have")] = 0,
+    bandwidth_gbps: Annotated[float, cli.positive("bandwidth of a link, in 10^9 bits a second")] = 25.0,
+    as_json: cli.AsJson = False,
 ) -> None:
     """Synchronise the gradients of a file and print what each scheme sends."""
     from artifact.sparse_sync.links.counting import report
-    from artifact.sparse_sync.schemes import COMPARED, SCHEMES
+    from artifact.sparse_sync.schemes import COMPARED
     from artifact.sparse_sync.tensors.input_file import read
 
-    if scheme != "all" and scheme not in SCHEMES:
-        raise ValueError(f"--scheme must be all or one of {', '.join(SCHEMES)}, got {scheme!r}")
-    _not_negative(seed)
-    if not bandwidth_gbps > 0:
-        raise ValueError(f"--bandwidth-gbps must be positive, got {bandwidth_gbps}")
     tensors = read(path, workers, seed)
     reports = {
         name: report(name, tensors, bandwidth_gbps=bandwidth_gbps, seed=seed).as_dict()
         for name in (COMPARED if scheme == "all" else (scheme,))
     }
     if as_json:
-        print(json.dumps(reports if scheme == "all" else reports[scheme]))
+        print(cli.to_json(reports if scheme == "all" else reports[scheme]))
         return
     import pandas as pd
 
-    columns = [column for column in reports[next(iter(reports))] if column not in ("label", "workers")]
-    print(pd.DataFrame(reports.values())[columns].round(4).to_string(index=False))
+    print(pd.DataFrame(reports.values()).drop(columns=["label", "workers"]).round(4).to_string(index=False))
 
 
 def partition(
-    path: Input,
-    method: Annotated[str, typer.Option(help=", ".join(METHODS))] = "counting",
-    partitions: Annotated[int, typer.Option(help="parts, one a server")] = 16,
-    seed: Annotated[int, typer.Option(help="of the hash")] = 0,
-    hashes: Annotated[int, typer.Option(help="k, second-level hashes (hierarchical)")] = 3,
-    slots_per_index: Annotated[float, typer.Option(help="r1 / |I| (hierarchical, strawman)")] = 2.0,
-    as_json: Json = False,
+    path: Annotated[Path, INPUT],
+    method: Annotated[Method, Option(help="how indices are assigned to partitions")] = "counting",
+    partitions: Annotated[int, Option(min=1, max=1 << 16, help="number of partitions, one a server")] = 16,
+    seed: Annotated[int, cli.seed("the hash")] = 0,
+    hashes: Annotated[int, Option(min=1, help="k, second-level hashes (hierarchical)")] = 3,
+    slots_per_index: Annotated[float, cli.positive("r1 / |I|, parallel slots (hierarchical, strawman)")] = 2.0,
+    as_json: cli.AsJson = False,
 ) -> None:
-    """Share the indices of a file out to partitions and print how evenly, and how fast."""
+    """Assign the indices of a file to partitions and print how even the partitions are, and how fast it was."""
     from artifact.sparse_sync.tensors.grouping import measure
     from artifact.sparse_sync.tensors.input_file import read
 
-    if method not in METHODS:
-        raise ValueError(f"--method must be one of {', '.join(METHODS)}, got {method!r}")
-    if not 1 <= partitions <= 1 << 16:
-        raise ValueError(f"--partitions must be in [1, 65536], got {partitions}")
-    _not_negative(seed)
-    measured: dict[str, Any] = measure(
-        read(path), method, partitions, seed=seed, num_hashes=hashes, slots_per_index=slots_per_index
-    )
-    if as_json:
-        print(json.dumps(measured))
-        return
-    for name, value in measured.items():
-        print(f"{name:<28} {value}")
+    options: dict[str, Any] = {"seed": seed, "num_hashes": hashes, "slots_per_index": slots_per_index}
+    cli.show(measure(read(path), method, partitions, **options), as_json)
 
 
-def _not_negative(seed: int) -> None:
-    if seed < 0:
-        raise ValueError(f"--seed must not be negative, got {seed}")
+def testbed(
+    workers: Annotated[int, Option(min=1, max=250, help="ranks, each behind a link of its own")] = 8,
+    rate: Annotated[str, Option(help="rate of each link, both ways: 200mbit, 1gbit")] = "200mbit",
+    workload: Annotated[str, Option(help=WORKLOADS)] = "zipf",
+    systems: Annotated[str | None, Option(help="schemes, torch-allreduce, torch-sparse; with commas between")] = None,
+    repeats: Annotated[int, Option(min=1, help="runs of each system; their median is printed")] = 3,
+) -> None:
+    """Run schemes on real links of limited rate, as root on Linux; exit status 1 if a rank fails or a sum is wrong."""
+    from artifact.sparse_sync.links import testbed
+    from artifact.sparse_sync.workloads import workload_tensors
+
+    possible, reason = testbed.available()
+    if not possible:
+        raise OSError(f"the testbed needs root: {reason}")
+    testbed.rate_bps(rate)  # refused before the workload is made
+    _, tensors = workload_tensors(workload, workers, 1, 0)
+    chosen = testbed.SYSTEMS if systems is None else systems.split(",")
+    try:
+        table = testbed.measure(tensors, rate, systems=chosen, repeats=repeats)
+    except RuntimeError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise typer.Exit(1) from None
+    table["wire_over_counted"] = table["wire_bytes"] / table["counted_bytes"]
+    columns = ["seconds", "counted_bytes", "wire_bytes", "wire_over_counted"]
+    medians = table.groupby(["label", "workers", "rate_mbps"], sort=False)[columns].median()
+    print(medians.round(4).to_string())

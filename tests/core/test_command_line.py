@@ -1,32 +1,20 @@
 """The command line: what each command prints; a wrong input is one line on stderr and exit status 2."""
 
+import json
+import math
+import re
 import subprocess
 import sys
 
 import pytest
 
-from artifact import __main__ as command_line
-from artifact import datasets, paths, systems
+from artifact import cli, datasets, paths
 from figures import claims, notebooks, results
 
 
 def artifact(*arguments, **options):
     command = [sys.executable, "-m", "artifact", *arguments]
     return subprocess.run(command, capture_output=True, text=True, cwd=paths.ROOT, **options)
-
-
-@pytest.fixture
-def run(monkeypatch, capsys):
-    """The command line in this process, without the systems' commands: exit status, stdout, stderr."""
-    monkeypatch.setattr(systems, "commands", lambda: iter([]))
-
-    def call(*arguments):
-        monkeypatch.setattr(sys, "argv", ["artifact", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            command_line.main()
-        return ended.value.code or 0, *capsys.readouterr()
-
-    return call
 
 
 def test_doctor_says_what_is_installed_which_device_and_why_and_which_data(run):
@@ -77,13 +65,13 @@ def test_data_fetch_brings_what_it_can_and_then_says_what_is_missing(run, monkey
     assert len(out.splitlines()) == len(datasets.names()) - 1
 
 
-def test_scorecard_prints_the_claims_and_writes_their_table(run, root):
+def test_scorecard_prints_the_claims_and_writes_their_page(run, root):
     (root / "claims.toml").write_text("")
-    (root / "REPRODUCE.md").write_text(f"{claims.BEGIN}\n{claims.END}\n")
+    (root / "notebooks").mkdir()
     status, out, _ = run("scorecard", "--write")
     assert status == 0
-    assert "0 claims (profile reference)" in out and "wrote REPRODUCE.md" in out
-    assert "0 claims." in (root / "REPRODUCE.md").read_text()
+    assert "0 claims (profile reference)" in out and "wrote CLAIMS.md" in out
+    assert "0 claims." in (root / "CLAIMS.md").read_text()
 
 
 def test_a_failed_notebook_is_exit_status_1(run, monkeypatch):
@@ -97,11 +85,8 @@ def test_a_failed_notebook_is_exit_status_1(run, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["scorecard", "--profile", "fast"], "profile must be one of quick, full, reference, got 'fast'"),
-        (
-            ["run", "90_scorecard", "--profile", "fast"],
-            "a notebook runs in profile quick or full, got 'fast'",
-        ),
+        (["scorecard", "--profile", "fast"], "--profile must be one of quick, full, reference, got 'fast'"),
+        (["run", "90_scorecard", "--profile", "fast"], "--profile must be one of quick, full, got 'fast'"),
         (["run", "90_scorecrad"], "notebook must be one of"),
         (["data", "fetch"], "data fetch takes either NAME or --all"),
         (["data", "fetch", "sgd", "--all"], "data fetch takes either NAME or --all"),
@@ -118,10 +103,60 @@ def test_a_wrong_input_is_one_line_on_stderr_and_status_2(run, arguments, told):
     assert len(err.splitlines()) == 1
 
 
-def test_a_page_that_is_missing_is_one_line(run, root):
+def test_a_file_that_cannot_be_written_is_one_line(run, root):
     (root / "claims.toml").write_text("")
+    (root / "notebooks").mkdir()
+    (root / "CLAIMS.md").mkdir()
     status, _, err = run("scorecard", "--write")
-    assert status == 2 and len(err.splitlines()) == 1 and "REPRODUCE.md" in err
+    assert status == 2 and len(err.splitlines()) == 1 and "CLAIMS.md" in err
+
+
+def test_a_disk_that_is_full_is_one_line():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "artifact", "data", "list"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert (done.returncode, done.stderr) == (2, "error: [Errno 28] No space left on device\n")
+
+
+TREE = {
+    "prefix": ("replay", "serve", "conformance"),
+    "moe": ("place", "train", "simulate"),
+    "sparse": ("sync", "partition", "testbed"),
+    "data": ("list", "fetch"),
+}
+
+
+def test_the_help_shows_a_tree_with_examples(run):
+    status, out, _ = run("--help")
+    shown = {line.split()[1] for line in out.splitlines() if re.match("│ [a-z]", line)}
+    assert status == 0 and shown == {*TREE, "doctor", "scorecard", "figures", "run"}
+    for group, commands in TREE.items():
+        status, out, _ = run(group, "--help")
+        shown = {line.split()[1] for line in out.splitlines() if re.match("│ [a-z]", line)}
+        assert status == 0 and shown == set(commands)
+        assert group == "data" or all(f"python -m artifact {group} {command}" in out for command in commands)
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("replay", "prefix replay"),
+        ("serve-trace", "prefix serve"),
+        ("conformance", "prefix conformance"),
+        ("place", "moe place"),
+        ("train-moe", "moe train"),
+        ("simulate-moe", "moe simulate"),
+        ("sync", "sparse sync"),
+        ("partition", "sparse partition"),
+    ],
+)
+def test_an_old_name_is_the_same_command(run, old, new):
+    status, out, err = run(old, "--help")
+    assert (status, err) == (0, "")
+    usage = f"python -m artifact {old} "
+    assert out.replace(usage, f"python -m artifact {new} ").split() == run(*new.split(), "--help")[1].split()
+    assert run(old) == run(*new.split())  # what is missing is the same
 
 
 def test_without_a_command_it_shows_the_help_and_no_error(run):
@@ -156,3 +191,13 @@ print(*sorted(heavy & set(sys.modules)))
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=paths.ROOT)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == ""
+
+
+def test_json_has_null_where_a_number_is_not_finite():
+    report = {"loss": math.nan, "runs": [{"seconds": math.inf}, (1, -math.inf)], "steps": 2, "name": "nan"}
+    assert json.loads(cli.to_json(report)) == {
+        "loss": None,
+        "runs": [{"seconds": None}, [1, None]],
+        "steps": 2,
+        "name": "nan",
+    }

@@ -1,11 +1,14 @@
-"""`python -m artifact simulate-moe`: what it prints, and how it refuses what cannot be simulated."""
+"""`python -m artifact moe simulate`: what it prints, and how it refuses what cannot be simulated."""
 
 import json
+from typing import get_args
 
 import pytest
 
+from artifact.elastic_moe import commands
 from artifact.elastic_moe.failures import every
 from artifact.elastic_moe.simulation.simulator import STATES, SYSTEMS, simulate
+from artifact.elastic_moe.simulation.step_time import TESTBEDS, WORKLOADS
 
 KEYS = {"model", "system", "failures", "testbed", "minutes", "samples", "steps", "samples_per_s", "lost_samples"}
 KEYS |= {"lost_steps", "restarts", "reconfigurations", "rebalances", "moved_states", "state_seconds", "timeline"}
@@ -15,11 +18,11 @@ EXAMPLE = {"model": "GPT-L", "system": "lazarus", "failures": "every:5min", "nod
 
 @pytest.fixture
 def run(run):
-    """`simulate-moe` with options by name."""
+    """`moe simulate` with options by name."""
 
     def call(*flags, **options):
         given = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
-        return run("simulate-moe", *given, *flags)
+        return run("moe", "simulate", *given, *flags)
 
     return call
 
@@ -28,6 +31,12 @@ def printed(outcome):
     status, out, err = outcome
     assert (status, err) == (0, "")
     return json.loads(out)
+
+
+def test_the_choices_are_what_the_simulator_has():
+    assert get_args(commands.Simulated) == tuple(SYSTEMS)
+    assert get_args(commands.Model) == tuple(WORKLOADS)
+    assert get_args(commands.Testbed) == tuple(TESTBEDS)
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
@@ -92,7 +101,7 @@ def test_a_large_model_has_its_own_testbed(run):
         ({"minutes": "inf"}, "--minutes must be positive and finite, got inf"),
         ({"minutes": "nan"}, "--minutes must be positive and finite, got nan"),
         ({"checkpoint_steps": 0}, "--checkpoint-steps must be at least 1, got 0"),
-        ({"seed": -1}, "--seed must not be negative, got -1"),
+        ({"seed": -1}, "--seed must be at least 0, got -1"),
     ],
 )
 def test_refused(run, options, told):

@@ -22,23 +22,6 @@ def sharegpt():
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """The command line of the prefix cache in this process: exit status, stdout, stderr."""
-    from artifact import __main__ as command_line
-    from artifact import systems
-    from artifact.prefix_cache import commands
-
-    def call(*arguments):
-        monkeypatch.setattr(systems, "commands", lambda: iter([commands]))
-        monkeypatch.setattr(sys, "argv", ["artifact", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            command_line.main()
-        return ended.value.code or 0, *capsys.readouterr()
-
-    return call
-
-
-@pytest.fixture
 def random_requests():
     """Requests that share prefixes, diverge within edges, repeat, and end within other sequences."""
 

@@ -61,7 +61,7 @@ def test_a_wrong_resume_is_told(monkeypatch):
 
 def test_the_command_reports_every_case():
     done = subprocess.run(
-        [sys.executable, "-m", "artifact", "conformance", "bamba-tiny", "--device", "cpu", "--json"],
+        [sys.executable, "-m", "artifact", "prefix", "conformance", "bamba-tiny", "--device", "cpu", "--json"],
         capture_output=True,
         text=True,
     )
@@ -79,13 +79,13 @@ def test_a_model_that_loses_its_states_fails_the_command(monkeypatch, run):
         return layer.recurrent_states[index]
 
     monkeypatch.setattr(cache_utils.LinearAttentionLayer, "update_recurrent_state", lose)
-    status, out, _ = run("conformance", "granite-tiny", "--device", "cpu", "--json")
+    status, out, _ = run("prefix", "conformance", "granite-tiny", "--device", "cpu", "--json")
     report = json.loads(out)
     assert status == 1 and report["resumes"] is False and "does not resume from its states" in report["reason"]
 
 
 def test_without_json_each_case_is_a_line(run):
-    status, out, _ = run("conformance", "lfm2-tiny", "--device", "cpu")
+    status, out, _ = run("prefix", "conformance", "lfm2-tiny", "--device", "cpu")
     lines = out.splitlines()
     assert status == 0 and sum(line.endswith("  holds") for line in lines) == 20
     assert "resumes                         True" in lines
@@ -94,10 +94,13 @@ def test_without_json_each_case_is_a_line(run):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("conformance", "gpt"), "model must be one of nemotron-h-tiny, "),
-        (("conformance", "granite-tiny", "--device", "tpu"), "--device must be cpu or cuda, got 'tpu'"),
-        (("conformance", "granite-tiny", "--seed", 2**63), "--seed must lie within [0, 2**63), got 9"),
-        (("conformance",), "Missing argument 'model'"),
+        (("prefix", "conformance", "gpt"), "model must be one of nemotron-h-tiny, "),
+        (("prefix", "conformance", "granite-tiny", "--device", "tpu"), "--device must be one of cpu, cuda, got 'tpu'"),
+        (
+            ("prefix", "conformance", "granite-tiny", "--seed", 2**63),
+            "--seed must be at most 9223372036854775807, got 9223372036854775808",
+        ),
+        (("prefix", "conformance"), "Missing argument 'model'"),
     ],
 )
 def test_wrong_options_are_named_on_one_line_with_status_2(run, arguments, message):

@@ -3,13 +3,16 @@
 import json
 import subprocess
 import sys
+from typing import get_args
 
 import numpy as np
 import pytest
 
+from artifact.prefix_cache import commands
 from artifact.prefix_cache.index.admission import EndOnly
 from artifact.prefix_cache.index.cache import PrefixCache
 from artifact.prefix_cache.index.eviction import FlopAware, Lru, Tuned
+from artifact.prefix_cache.presets import PRESETS
 from artifact.prefix_cache.simulation import (
     GB,
     INFINITE,
@@ -33,7 +36,7 @@ def chat():
 
 
 def run_command(*arguments):
-    command = [sys.executable, "-m", "artifact", "replay", *map(str, arguments)]
+    command = [sys.executable, "-m", "artifact", "prefix", "replay", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True)
 
 
@@ -78,6 +81,12 @@ def test_the_request_table_has_a_row_for_each_request(chat):
     assert (table["hit_tokens"] <= table["input_tokens"]).all()
 
 
+def test_the_choices_are_the_systems_and_the_presets():
+    assert get_args(commands.Simulated) == tuple(SYSTEMS)
+    assert set(SYSTEMS) - set(get_args(commands.Served)) == {"none", "infinite"}
+    assert get_args(commands.Spec) == tuple(PRESETS)
+
+
 @pytest.mark.parametrize("system", SYSTEMS)
 def test_the_command_prints_what_the_replay_gives(tmp_path, chat, system):
     file = tmp_path / "trace.jsonl"
@@ -97,7 +106,7 @@ def test_the_command_simulates_a_second_tier_and_other_placements(tmp_path, chat
     write_jsonl(chat, file)
 
     def report(*options):
-        status, out, error = run("replay", file, "--capacity-gb", 1, "--alpha", 0.5, "--json", *options)
+        status, out, error = run("prefix", "replay", file, "--capacity-gb", 1, "--alpha", 0.5, "--json", *options)
         assert status == 0, error
         return json.loads(out)
 
@@ -106,7 +115,8 @@ def test_the_command_simulates_a_second_tier_and_other_placements(tmp_path, chat
     assert two["hit_tokens"] > plain["hit_tokens"] and two["from_host_tokens"] > plain["from_host_tokens"] == 0
     result = replay(chat, MARCONI_7B, system=MARCONI, capacity_bytes=GB, host_capacity_bytes=4 * GB, alpha=0.5)
     assert (two["hit_tokens"], two["peak_bytes"]) == (result.hit_tokens.sum(), result.peak_bytes)
-    ends = report("--placement", "end")
+    ends = report("--checkpoints", "end")
+    assert {**report("--placement", "end"), "seconds": 0} == {**ends, "seconds": 0}
     result = replay(chat, MARCONI_7B, system=MARCONI, capacity_bytes=GB, alpha=0.5, placement=EndOnly())
     assert ends["hit_tokens"] == result.hit_tokens.sum() != plain["hit_tokens"]
 
@@ -139,14 +149,17 @@ def test_a_bad_line_is_refused_with_file_line_and_reason(tmp_path, line, reason)
     [
         (("nowhere.jsonl", "--capacity-gb", 1), "must be a file or one of"),
         (("synthetic-chat",), "--capacity-gb must be given"),
-        (("synthetic-chat", "--capacity-gb", -1), "--capacity-gb must be positive, got -1.0"),
+        (("synthetic-chat", "--capacity-gb", -1), "--capacity-gb must be at least 0.000000001, got -1"),
         (("synthetic-chat", "--capacity-gb", 1, "--system", "lru"), "--system must be one of"),
         (("synthetic-chat", "--capacity-gb", 1, "--fidelity", "exact"), "fidelity must start with"),
-        (("synthetic-chat", "--capacity-gb", 1, "--spec", "gpt"), "spec must be one of"),
-        (("synthetic-chat", "--capacity-gb", 1, "--alpha", -2), "alpha must be finite and not negative"),
+        (("synthetic-chat", "--capacity-gb", 1, "--spec", "gpt"), "--spec must be one of marconi-7b"),
+        (("synthetic-chat", "--capacity-gb", 1, "--alpha", -2), "--alpha must be at least 0, got -2"),
         (("synthetic-chat", "--capacity-gb", 1, "--system", "vllm+", "--block-size", 0), "block_size must be positive"),
         (("synthetic-chat", "--capacity-gb", 1, "--bootstrap-multiplier", 0), "bootstrap_multiplier must be positive"),
-        (("synthetic-chat", "--capacity-gb", 1, "--host-capacity-gb", 0), "--host-capacity-gb must be positive, got 0"),
+        (
+            ("synthetic-chat", "--capacity-gb", 1, "--host-capacity-gb", 0),
+            "--host-capacity-gb must be at least 0.000000001, got 0",
+        ),
         (
             ("synthetic-chat", "--capacity-gb", 1, "--placement", "chunk:0"),
             "chunk must be positive and below 2**31, got 0",

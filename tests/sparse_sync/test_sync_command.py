@@ -1,13 +1,13 @@
-"""`python -m artifact sync` and `partition`: what they print, and how they refuse a file that is wrong."""
+"""`python -m artifact sparse sync` and `partition`: what they print, and how they refuse a file that is wrong."""
 
 import json
+import subprocess
 import sys
+from typing import get_args
 
 import numpy as np
 import pytest
 
-from artifact import __main__ as command_line
-from artifact import systems
 from artifact.sparse_sync import commands
 from artifact.sparse_sync.schemes import COMPARED, SCHEMES
 
@@ -29,18 +29,9 @@ ROWS = {"num_rows": np.int64(50), "row_width": np.int64(4), "row_0": np.array([0
 
 
 @pytest.fixture
-def run(monkeypatch, capsys):
-    """The command line in this process: exit status, stdout, stderr."""
-    monkeypatch.setattr(systems, "commands", lambda: iter([commands]))
-
-    def call(*arguments):
-        monkeypatch.setattr(command_line, "app", command_line.typer.Typer(no_args_is_help=True))
-        monkeypatch.setattr(sys, "argv", ["artifact", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            command_line.main()
-        return ended.value.code or 0, *capsys.readouterr()
-
-    return call
+def run(run):
+    """The commands of `sparse`."""
+    return lambda *arguments: run("sparse", *arguments)
 
 
 @pytest.fixture
@@ -62,6 +53,15 @@ def printed(outcome):
 
 
 # What is printed
+
+
+def test_the_choices_are_the_schemes():
+    assert set(get_args(commands.Scheme)) == {"all", *SCHEMES}
+
+
+def test_what_is_not_a_number_in_json_is_null(run, file):
+    found = printed(run("sync", file(ELEMENTS), "--scheme", "zen", "--bandwidth-gbps", 1e-320, "--json"))
+    assert found["seconds"] is None and found["total_bytes"] > 0
 
 
 def test_all_schemes_are_reported_by_name_and_exact(run, file):
@@ -126,7 +126,7 @@ def test_a_table_has_a_line_for_each_scheme(run, file):
     assert [line.split()[0] for line in lines] == list(COMPARED)
 
 
-@pytest.mark.parametrize("method", commands.METHODS)
+@pytest.mark.parametrize("method", get_args(commands.Method))
 def test_partition_says_how_evenly_and_what_is_lost(run, file, method):
     rng = np.random.default_rng(1)
     index = {f"index_{worker}": np.unique(rng.integers(0, 100_000, 4000)) for worker in range(2)}
@@ -224,7 +224,7 @@ def test_a_wrong_row_file_is_refused_with_worker_and_position(run, file, changed
 
 def test_a_file_that_is_missing_or_no_npz_is_refused(run, tmp_path):
     for command in ("sync", "partition"):
-        refused(run(command, tmp_path / "nowhere.npz"), "nowhere.npz: no such file")
+        refused(run(command, tmp_path / "nowhere.npz"), "INPUT.npz", "nowhere.npz' does not exist")
         for name, content in (("text.npz", b"not an npz\n"), ("empty.npz", b""), ("cut.npz", b"PK\x03\x04cut")):
             (tmp_path / name).write_bytes(content)
             refused(run(command, tmp_path / name), name, "must be an .npz file of plain arrays")
@@ -237,22 +237,66 @@ def test_a_file_that_is_missing_or_no_npz_is_refused(run, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["sync", "--scheme", "zebra"], "--scheme must be all or one of ring, "),
+        (["sync", "--scheme", "zebra"], "--scheme must be one of all, ring, "),
         (["sync", "--workers", "0"], "--workers must be at least 1, got 0"),
         (["sync", "--workers", "-1"], "--workers must be at least 1, got -1"),
         (["sync", "--workers", "3"], "worker 2: index_2 is missing"),
-        (["sync", "--workers", "two"], "'--workers'"),
-        (["sync", "--bandwidth-gbps", "0"], "--bandwidth-gbps must be positive, got 0"),
-        (["sync", "--bandwidth-gbps", "-2"], "--bandwidth-gbps must be positive, got -2"),
-        (["sync", "--bandwidth-gbps", "nan"], "--bandwidth-gbps must be positive, got nan"),
-        (["sync", "--seed", "-1"], "--seed must not be negative, got -1"),
+        (
+            ["sync", "--workers", "two"],
+            "--workers must be a valid integer, unable to parse string as an integer, got 'two'",
+        ),
+        (["sync", "--bandwidth-gbps", "0"], "--bandwidth-gbps must be positive and finite, got 0"),
+        (["sync", "--bandwidth-gbps", "-2"], "--bandwidth-gbps must be positive and finite, got -2"),
+        (["sync", "--bandwidth-gbps", "inf"], "--bandwidth-gbps must be positive and finite, got inf"),
+        (["sync", "--bandwidth-gbps", "nan"], "--bandwidth-gbps must be positive and finite, got nan"),
+        (["sync", "--seed", "-1"], "--seed must be at least 0, got -1"),
         (["partition", "--method", "alphabet"], "--method must be one of hierarchical, "),
-        (["partition", "--partitions", "0"], "--partitions must be in [1, 65536], got 0"),
-        (["partition", "--partitions", "65537"], "--partitions must be in [1, 65536], got 65537"),
-        (["partition", "--seed", "-1"], "--seed must not be negative, got -1"),
-        (["partition", "--method", "hierarchical", "--hashes", "0"], "num_hashes must be at least 1"),
+        (["partition", "--partitions", "0"], "--partitions must be at least 1, got 0"),
+        (["partition", "--partitions", "65537"], "--partitions must be at most 65536, got 65537"),
+        (["partition", "--slots-per-index", "nan"], "--slots-per-index must be positive and finite, got nan"),
+        (["partition", "--seed", "-1"], "--seed must be at least 0, got -1"),
+        (["partition", "--method", "hierarchical", "--hashes", "0"], "--hashes must be at least 1, got 0"),
     ],
 )
 def test_a_wrong_option_is_refused_with_its_value(run, file, arguments, told):
     command, *options = arguments
     refused(run(command, file(ELEMENTS), *options), told)
+
+
+# The testbed; what it measures is in test_testbed
+
+
+def test_the_testbed_without_root_says_so(run, monkeypatch):
+    monkeypatch.setattr("os.geteuid", lambda: 1000)
+    refused(run("testbed"), "the testbed needs root: not root")
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (["--rate", "fast"], "such as \"200mbit\", got 'fast'"),
+        (["--workers", "0"], "--workers must be at least 1, got 0"),
+        (["--workers", "251"], "--workers must be at most 250, got 251"),
+        (["--repeats", "0"], "--repeats must be at least 1, got 0"),
+        (["--systems", "carrier-pigeon"], "systems must be schemes or one of torch-allreduce, torch-sparse"),
+    ],
+)
+def test_a_wrong_option_of_the_testbed_is_refused(run, monkeypatch, options, told):
+    monkeypatch.setattr("artifact.sparse_sync.links.testbed.available", lambda: (True, ""))
+    refused(run("testbed", "--workers", 2, *options), told)
+
+
+def test_a_rank_that_fails_is_exit_status_1(run, monkeypatch):
+    def fail(*tensors, **options):
+        raise RuntimeError("zen: a rank's sum is wrong")
+
+    monkeypatch.setattr("artifact.sparse_sync.links.testbed.available", lambda: (True, ""))
+    monkeypatch.setattr("artifact.sparse_sync.links.testbed.measure", fail)
+    assert run("testbed", "--workers", 2) == (1, "", "error: zen: a rank's sum is wrong\n")
+
+
+def test_the_module_of_the_testbed_is_the_command():
+    command = [sys.executable, "-m", "artifact.sparse_sync.links.testbed", "--repeats", "0"]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: --repeats must be at least 1, got 0\n"

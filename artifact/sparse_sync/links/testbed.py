@@ -8,7 +8,6 @@ Frames are 9,000 bytes, as on the networks of clusters, so that headers are 0.7 
 
 from __future__ import annotations
 
-import argparse
 import os
 import re
 import shutil
@@ -33,7 +32,6 @@ from artifact.sparse_sync.links.counting import is_exact
 from artifact.sparse_sync.links.transport import Link, run_counted
 from artifact.sparse_sync.schemes import SCHEMES
 from artifact.sparse_sync.tensors.sparse_tensor import SparseTensor, from_coo
-from artifact.sparse_sync.workloads import workload_tensors
 
 PREFIX = "zen"
 MTU_BYTES = 9000
@@ -301,32 +299,8 @@ def _command(line: str, *, check: bool = True) -> str:
     return done.stdout
 
 
-def main() -> None:
-    """`python -m artifact.sparse_sync.links.testbed`: schemes on real links, measured against counted."""
-    parser = argparse.ArgumentParser(description=main.__doc__, prog="python -m artifact.sparse_sync.links.testbed")
-    parser.add_argument("--workers", type=int, default=8)
-    parser.add_argument("--rate", default="200mbit", help="of each link, both ways: 200mbit, 1gbit")
-    parser.add_argument("--workload", default="zipf", help="zipf, lstm, deepfm, nmt, bert, topk-lstm, topk-transformer")
-    parser.add_argument("--systems", default=",".join(SYSTEMS), help="separated by commas")
-    parser.add_argument("--repeats", type=int, default=3)
-    chosen = parser.parse_args()
-    possible, reason = available()
-    try:
-        if not possible:
-            raise OSError(f"needs root: {reason}")
-        rate_bps(chosen.rate)
-        _, tensors = workload_tensors(chosen.workload, chosen.workers, 1, 0)
-        table = measure(tensors, chosen.rate, systems=chosen.systems.split(","), repeats=chosen.repeats)
-    except (OSError, ValueError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except RuntimeError as error:  # a rank failed, or a sum was wrong
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
-    table["wire_over_counted"] = table["wire_bytes"] / table["counted_bytes"]
-    columns = ["seconds", "counted_bytes", "wire_bytes", "wire_over_counted"]
-    print(table.groupby(["label", "workers", "rate_mbps"], sort=False)[columns].median().round(4).to_string())
+if __name__ == "__main__":  # as `python -m artifact sparse testbed`
+    import runpy
 
-
-if __name__ == "__main__":
-    main()
+    sys.argv[1:1] = ["sparse", "testbed"]
+    runpy.run_module("artifact", run_name="__main__")
