@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
+import tomllib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 import matplotlib
 import matplotlib.style
 import pandas as pd
-from cycler import cycler
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -33,78 +33,15 @@ RED, PURPLE, GREY, BLACK = "#EE6677", "#AA3377", "#BBBBBB", "#222222"
 CYCLE = (BLUE, RED, GREEN, YELLOW, CYAN, PURPLE)
 PAPER_COLOR = "#888888"
 
+COLORS = {"blue": BLUE, "cyan": CYAN, "green": GREEN, "yellow": YELLOW}
+COLORS |= {"red": RED, "purple": PURPLE, "grey": GREY, "black": BLACK}
 SYSTEM_COLORS: dict[str, str] = {
-    # Marconi's evaluation
-    "Marconi": BLUE,
-    "SGLang+": RED,
-    "vLLM+": GREEN,
-    "Vanilla": GREY,
-    "Static alpha": CYAN,
-    "Best static alpha": PURPLE,
-    "Clairvoyant heuristic": YELLOW,
-    "Infinite cache": BLACK,
-    # Zen's evaluation
-    "Zen": BLUE,
-    "Zen (rows)": CYAN,
-    "Zen, table-free": PURPLE,
-    "Zen, table-free (rows)": "#BB77AA",
-    "Balanced Parallelism": GREEN,
-    "Balanced Parallelism (rows)": "#77BB88",
-    "AllReduce": GREY,
-    "AGsparse": YELLOW,
-    "AGsparse (rows)": "#DDD488",
-    "SparCML": RED,
-    "SparCML (rows)": "#F4AAB3",
-    "OmniReduce": BLACK,
-    "OmniReduce (cyclic)": "#777777",
-    "Sparse PS": "#AA7733",
-    "Sparse PS (rows)": "#CCAA88",
-    "Modulo": "#997799",
-    "Modulo (rows)": "#BBAABB",
-    "Lossy strawman": RED,
-    "PyTorch all_reduce": GREY,
-    "PyTorch sparse all_reduce": YELLOW,
-    "Stock DDP": GREY,
-    "Stock DDP, dense": BLACK,
-    "Chosen": PURPLE,
-    # Lazarus's evaluation
-    "Lazarus": BLUE,
-    "DS": RED,
-    "DS(FT)": YELLOW,
-    "Tutel": GREEN,
-    "Tutel(FT)": CYAN,
-    "MRO": BLUE,
-    "best": PURPLE,
-    "spread": GREEN,
-    "compact": RED,
-    "random": GREY,
-    "EPLB": YELLOW,
-    "EPLB + best": CYAN,
+    label: COLORS.get(color, color)
+    for part in tomllib.loads(Path(__file__).with_name("colors.toml").read_text(encoding="utf-8")).values()
+    for label, color in part.items()
 }
-"""One colour per system, by the paper's label, in every notebook. Each new system adds its labels here."""
-
-STYLE: Any = {
-    "font.size": 8,
-    "axes.titlesize": 8,
-    "axes.labelsize": 8,
-    "legend.fontsize": 7,
-    "xtick.labelsize": 7,
-    "ytick.labelsize": 7,
-    "axes.prop_cycle": cycler(color=CYCLE),
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#E5E5E5",
-    "grid.linewidth": 0.5,
-    "lines.linewidth": 1.2,
-    "lines.markersize": 3.5,
-    "legend.frameon": False,
-    "figure.dpi": 120,
-    "savefig.dpi": 200,
-    "svg.hashsalt": "artifact",
-    "svg.fonttype": "path",
-}
+"""One colour per system, by its label, in every notebook."""
+STYLE: Any = matplotlib.rc_params_from_file(Path(__file__).with_name("style.mplstyle"), use_default_template=False)
 
 
 def apply_style() -> None:
