@@ -154,7 +154,7 @@ def train_model(
             raise ValueError(f"--device cuda must have a device for each of {nodes} nodes, found {devices}")
     if resume and checkpoints is None:
         raise ValueError("--resume goes with --checkpoints, got no folder")
-    traces = {"p3": failures.spot, "infinitehbd": failures.infinitehbd}
+    traces = {"p3": failures.spot_failures, "infinitehbd": failures.infinitehbd_failures}
     if trace is not None and trace not in traces:
         raise ValueError(f"--trace must be one of {', '.join(traces)}, got {trace!r}")
 
@@ -199,13 +199,13 @@ def simulate_training(
     as_json: Json = False,
 ) -> None:
     """Simulate training on nodes that fail and join, and say what comes of it."""
-    from artifact.elastic_moe.failures import parse
-    from artifact.elastic_moe.simulation.simulator import SYSTEMS, simulate
+    from artifact.elastic_moe.failures import parse_failures
+    from artifact.elastic_moe.simulation.simulator import SIMULATED_SYSTEMS, simulate
     from artifact.elastic_moe.simulation.step_time import TESTBEDS, WORKLOADS
 
     for option, name, known in (
         ("--model", model, WORKLOADS),
-        ("--system", system, SYSTEMS),
+        ("--system", system, SIMULATED_SYSTEMS),
         ("--testbed", testbed, TESTBEDS),
     ):
         if name not in known:
@@ -217,7 +217,7 @@ def simulate_training(
     if checkpoint_steps is not None and checkpoint_steps < 1:
         raise ValueError(f"--checkpoint-steps must be at least 1, got {checkpoint_steps}")
     _not_negative(seed)
-    trace = parse(failures, nodes, minutes, seed)
+    trace = parse_failures(failures, nodes, minutes, seed)
     start = time.perf_counter()
     result = simulate(model, system, trace, testbed, minutes, checkpoint_steps=checkpoint_steps or "own")
     seconds = time.perf_counter() - start

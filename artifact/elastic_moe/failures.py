@@ -29,7 +29,7 @@ _Change = tuple[int, Literal["fail", "join"], int]  # minute, kind, node
 
 
 @dataclass(frozen=True)
-class Event:
+class FailureEvent:
     """Nodes that fail, or join, at the same time."""
 
     time_s: float
@@ -38,7 +38,7 @@ class Event:
 
 
 @dataclass(frozen=True)
-class Trace:
+class FailureTrace:
     """The nodes at time 0 and all events after it.
 
     Raises: ValueError if times fall, a node fails that is not there, or one joins that is
@@ -46,7 +46,7 @@ class Trace:
 
     name: str  # prefixed "synthetic-" where a generator stood in for data that were not at hand
     initial: tuple[int, ...]
-    events: tuple[Event, ...]
+    events: tuple[FailureEvent, ...]
 
     def __post_init__(self) -> None:
         present, time_s = set(self.initial), 0.0
@@ -68,14 +68,14 @@ class Trace:
         return tuple(sorted(present))
 
 
-def spot(
+def spot_failures(
     name: str = "p3",
     *,
     cap: int | None = None,
     minutes: float | None = None,
     start_minute: float = 0,
     stride: int = 1,
-) -> Trace:
+) -> FailureTrace:
     """Spot instances: taken away by the cloud, given again. Lazarus replays 80 minutes of p3 at a cap of 10 (figure 9).
 
     The rule of the cap: at most `cap` nodes are used, first those that came first. A node beyond the cap waits and is
@@ -106,17 +106,19 @@ def spot(
     return _used(name, kept, cap, minutes, start_minute)
 
 
-def infinitehbd(*, cap: int | None = None, minutes: float | None = None, start_minute: float = 0) -> Trace:
+def infinitehbd_failures(
+    *, cap: int | None = None, minutes: float | None = None, start_minute: float = 0
+) -> FailureTrace:
     """Faults of 400 servers over 348 days: a server fails when a fault starts and joins when its last fault ends.
 
     Servers are numbered in the order of their first fault; 169 never have one. The rule of the cap, the grouping by
-    minutes and the errors are those of `spot`.
+    minutes and the errors are those of `spot_failures`.
     """
     changes: list[_Change] = [(0, "join", node) for node in range(INFINITEHBD_NODES)]
     file = datasets.path_or_none("infinitehbd")
     if file is None:
         hours = 348 * 24
-        made = poisson(584 / INFINITEHBD_NODES / hours, INFINITEHBD_NODES, hours, repair_hours=133, seed=0)
+        made = poisson_failures(584 / INFINITEHBD_NODES / hours, INFINITEHBD_NODES, hours, repair_hours=133, seed=0)
         changes += [(int(each.time_s // 60), each.kind, node) for each in made.events for node in each.nodes]
         return _used("synthetic-infinitehbd", changes, cap, minutes, start_minute)
     number_of: dict[str, int] = {}
@@ -130,7 +132,7 @@ def infinitehbd(*, cap: int | None = None, minutes: float | None = None, start_m
     return _used("infinitehbd", changes, cap, minutes, start_minute)
 
 
-def every(minutes: float, num_nodes: int, until_nodes: int | None = None, seed: int = 0) -> Trace:
+def periodic_failures(minutes: float, num_nodes: int, until_nodes: int | None = None, seed: int = 0) -> FailureTrace:
     """One random node fails every `minutes` minutes until `until_nodes` are left, by default half (Lazarus, figure 6).
 
     Raises: ValueError if minutes <= 0, num_nodes < 1, or until_nodes is not in [0, num_nodes]
@@ -140,13 +142,13 @@ def every(minutes: float, num_nodes: int, until_nodes: int | None = None, seed: 
     if not 0 <= left <= num_nodes:
         raise ValueError(f"until_nodes must be in [0, {num_nodes}], got {until_nodes}")
     order = np.random.default_rng(seed).permutation(num_nodes)[: num_nodes - left].tolist()
-    events = (Event(60.0 * minutes * step, "fail", (node,)) for step, node in enumerate(order, start=1))
-    return Trace(f"every:{minutes:g}min", tuple(range(num_nodes)), tuple(events))
+    events = (FailureEvent(60.0 * minutes * step, "fail", (node,)) for step, node in enumerate(order, start=1))
+    return FailureTrace(f"every:{minutes:g}min", tuple(range(num_nodes)), tuple(events))
 
 
-def poisson(
+def poisson_failures(
     rate_per_node_hour: float, num_nodes: int, hours: float, repair_hours: float | None = None, seed: int = 0
-) -> Trace:
+) -> FailureTrace:
     """Each node fails at a constant rate, independently of the others, and joins `repair_hours` later (None: never).
 
     Raises: ValueError if the rate is negative, num_nodes < 1, hours <= 0 or repair_hours <= 0
@@ -156,19 +158,19 @@ def poisson(
         raise ValueError(f"rate_per_node_hour must not be negative, got {rate_per_node_hour}")
     if repair_hours is not None and repair_hours <= 0:
         raise ValueError(f"repair_hours must be positive, got {repair_hours}")
-    events: list[Event] = []
+    events: list[FailureEvent] = []
     for node in range(num_nodes if rate_per_node_hour else 0):
         rng, now = np.random.default_rng([seed, node]), 0.0
         while (now := now + rng.exponential(1 / rate_per_node_hour)) < hours:
-            events.append(Event(3600 * now, "fail", (node,)))
+            events.append(FailureEvent(3600 * now, "fail", (node,)))
             now += math.inf if repair_hours is None else repair_hours
             if now < hours:
-                events.append(Event(3600 * now, "join", (node,)))
+                events.append(FailureEvent(3600 * now, "join", (node,)))
     events.sort(key=lambda event: event.time_s)
-    return Trace(f"poisson:{rate_per_node_hour:g}/h", tuple(range(num_nodes)), tuple(events))
+    return FailureTrace(f"poisson:{rate_per_node_hour:g}/h", tuple(range(num_nodes)), tuple(events))
 
 
-def parse(text: str, num_nodes: int, minutes: float, seed: int = 0) -> Trace:
+def parse_failures(text: str, num_nodes: int, minutes: float, seed: int = 0) -> FailureTrace:
     """The events of the first `minutes` minutes, as the command line names them.
 
     every:5min  one random node fails every 5 minutes until half are left
@@ -182,17 +184,17 @@ def parse(text: str, num_nodes: int, minutes: float, seed: int = 0) -> Trace:
     _check(minutes, num_nodes)
     kind, _, value = text.partition(":")
     if text == "trace:infinitehbd":
-        return infinitehbd(cap=num_nodes, minutes=minutes)
+        return infinitehbd_failures(cap=num_nodes, minutes=minutes)
     if kind == "trace" and value in SPOT_TRACES:
-        return spot(value, cap=num_nodes, minutes=minutes)
+        return spot_failures(value, cap=num_nodes, minutes=minutes)
     number = re.fullmatch(r"(\d+(?:\.\d+)?)(min)?", value)
     amount, in_minutes = (float(number[1]), bool(number[2])) if number else (0.0, False)
     if kind == "every" and in_minutes and amount > 0:
-        made = every(amount, num_nodes, seed=seed)
-        return Trace(made.name, made.initial, tuple(each for each in made.events if each.time_s < 60 * minutes))
+        made = periodic_failures(amount, num_nodes, seed=seed)
+        return FailureTrace(made.name, made.initial, tuple(each for each in made.events if each.time_s < 60 * minutes))
     if kind == "rate" and number and not in_minutes and amount < 1:
-        made = poisson(-math.log1p(-amount), num_nodes, minutes / 60, seed=seed)
-        return Trace(text, made.initial, made.events)
+        made = poisson_failures(-math.log1p(-amount), num_nodes, minutes / 60, seed=seed)
+        return FailureTrace(text, made.initial, made.events)
     raise ValueError(f"failures must be {_KNOWN} (below 1), got {text!r}")
 
 
@@ -203,8 +205,10 @@ def _check(minutes: float, num_nodes: int) -> None:
         raise ValueError(f"num_nodes must be at least 1, got {num_nodes}")
 
 
-def _used(name: str, changes: Iterable[_Change], cap: int | None, minutes: float | None, start_minute: float) -> Trace:
-    """What the changes, in order of time, mean for the nodes that are used: see `spot`."""
+def _used(
+    name: str, changes: Iterable[_Change], cap: int | None, minutes: float | None, start_minute: float
+) -> FailureTrace:
+    """What the changes, in order of time, mean for the nodes that are used: see `spot_failures`."""
     if cap is not None and cap < 1:
         raise ValueError(f"cap must be at least 1, got {cap}")
     if minutes is not None and not minutes > 0:
@@ -215,7 +219,7 @@ def _used(name: str, changes: Iterable[_Change], cap: int | None, minutes: float
     waiting: dict[int, None] = {}  # in the order in which they came
     used: dict[int, None] = {}
     initial: tuple[int, ...] | None = None
-    events: list[Event] = []
+    events: list[FailureEvent] = []
 
     def fill() -> tuple[int, ...]:
         taken = list(waiting)[: None if cap is None else cap - len(used)]
@@ -241,10 +245,10 @@ def _used(name: str, changes: Iterable[_Change], cap: int | None, minutes: float
             continue
         time_s = 60.0 * (minute - start_minute)
         if failed:
-            events.append(Event(time_s, "fail", tuple(failed)))
+            events.append(FailureEvent(time_s, "fail", tuple(failed)))
         if joined := fill():
-            events.append(Event(time_s, "join", joined))
-    return Trace(name, fill() if initial is None else initial, tuple(events))
+            events.append(FailureEvent(time_s, "join", joined))
+    return FailureTrace(name, fill() if initial is None else initial, tuple(events))
 
 
 def _spot_like() -> Iterator[_Change]:

@@ -43,7 +43,7 @@ class LoadTrace:
 
 
 @dataclass(frozen=True)
-class Model:
+class GptModel:
     """A GPT-2-style model all of whose layers are mixtures of experts (Lazarus, table 1).
 
     Attention and experts have biases, norms a scale and a bias, the router no bias; input and output embedding are one.
@@ -79,24 +79,24 @@ class Model:
         return 14 * self.expert_parameters
 
 
-MODELS = {
-    "GPT-S": Model("GPT-S", num_layers=12, dim=768, num_experts=8),
-    "GPT-M": Model("GPT-M", num_layers=12, dim=1024, num_experts=12),
-    "GPT-L": Model("GPT-L", num_layers=12, dim=1024, num_experts=16),
+GPT_MODELS = {
+    "GPT-S": GptModel("GPT-S", num_layers=12, dim=768, num_experts=8),
+    "GPT-M": GptModel("GPT-M", num_layers=12, dim=1024, num_experts=12),
+    "GPT-L": GptModel("GPT-L", num_layers=12, dim=1024, num_experts=16),
 }
 
 
-def smartmoe() -> LoadTrace:
+def smartmoe_loads() -> LoadTrace:
     """Training of a GPT-MoE, top-2 of 32 experts in 24 layers, each tenth of 5,001 iterations; Lazarus names it."""
     file = datasets.path_or_none("smartmoe")
     if file is None:
-        made = drifting(24, 32, 501, skew=1.2, drift=0.1, seed=0)
+        made = drifting_loads(24, 32, 501, skew=1.2, drift=0.1, seed=0)
         return LoadTrace("synthetic-smartmoe", made.counts_ILE, tuple(range(1, 5002, 10)))
     with np.load(file) as data:
         return LoadTrace("smartmoe", data["counts"].astype(np.int64), tuple(data["iters"].tolist()))
 
 
-def esft(task: str | None = None, *, tokens_per_iteration: int = 1024) -> LoadTrace:
+def esft_loads(task: str | None = None, *, tokens_per_iteration: int = 1024) -> LoadTrace:
     """DeepSeek-V2-Lite, top-6 of 64 experts in 26 layers, on one task or on all four in turn: a real shift of load.
 
     An iteration is the next `tokens_per_iteration` tokens of a task, the rest of a task left out: 8 a task by default.
@@ -109,7 +109,9 @@ def esft(task: str | None = None, *, tokens_per_iteration: int = 1024) -> LoadTr
     tasks, name = (ESFT_TASKS, "esft") if task is None else ((task,), f"esft-{task}")
     file = datasets.path_or_none("esft")
     if file is None:
-        made = drifting(26, 64, 8 * len(tasks), skew=0.6, drift=0.2, seed=len(tasks), tokens=6 * tokens_per_iteration)
+        made = drifting_loads(
+            26, 64, 8 * len(tasks), skew=0.6, drift=0.2, seed=len(tasks), tokens=6 * tokens_per_iteration
+        )
         return LoadTrace(f"synthetic-{name}", made.counts_ILE, made.iterations)
     with np.load(file) as data:
         chosen = {each: data[f"{each}_ids"] for each in tasks}
@@ -123,7 +125,7 @@ def esft(task: str | None = None, *, tokens_per_iteration: int = 1024) -> LoadTr
     return LoadTrace(name, np.stack(counts), tuple(range(len(counts))))
 
 
-def olmoe(model: str = "olmoe") -> LoadTrace:
+def olmoe_loads(model: str = "olmoe") -> LoadTrace:
     """Tokens per expert in three layers of a released model, an iteration for each corpus in order of its name.
 
     model: olmoe (64 experts, top-8), olmoe-sft, olmoe-dpo or mistral (8 experts, top-2)
@@ -134,14 +136,14 @@ def olmoe(model: str = "olmoe") -> LoadTrace:
         raise ValueError(f"model must be one of {', '.join(known)}, got {model!r}")
     file = datasets.path_or_none("olmoe")
     if file is None:
-        made = drifting(3, 8 if model == "mistral" else 64, 6, skew=0.6, drift=0.5, seed=0)
+        made = drifting_loads(3, 8 if model == "mistral" else 64, 6, skew=0.6, drift=0.5, seed=0)
         return LoadTrace(f"synthetic-{model}", made.counts_ILE, made.iterations)
     with np.load(file) as data:
         counts = [data[key].astype(np.int64) for key in sorted(data.files) if key.partition("__")[0] == model]
     return LoadTrace(model, np.stack(counts), tuple(range(len(counts))))
 
 
-def drifting(
+def drifting_loads(
     num_layers: int,
     num_experts: int,
     num_iterations: int,
@@ -195,6 +197,10 @@ def top_experts(trace: LoadTrace, num_layers: int, num_experts: int, *, iteratio
     heat_LE = counts_ILE.sum(axis=0) if iteration is None else trace.at(iteration)[:num_layers]
     kept_LE = np.sort((-heat_LE).argsort(axis=1, kind="stable")[:, :num_experts], axis=1)
     return LoadTrace(trace.name, np.take_along_axis(counts_ILE, kept_LE[None], axis=2), trace.iterations)
+
+
+LOAD_TRACES = {"smartmoe": smartmoe_loads, "esft": esft_loads, "olmoe": olmoe_loads}
+"""Recorded loads of real models by name."""
 
 
 def _counts(ids_LTK: NDArray, num_experts: int) -> NDArray[np.int64]:

@@ -59,7 +59,7 @@ def only(monkeypatch, *, by_steps=False, by_subsets=False):
     """Allow one way of counting, or none: then orders of failure are sampled."""
     monkeypatch.setattr(module, "CHEAP_WORDS", 1 << 30 if by_subsets else 0)
     monkeypatch.setattr(module, "SUBSET_WORDS", 1 << 30 if by_subsets else 0)
-    monkeypatch.setattr(module, "STATES", 1 << 30 if by_steps else -1)
+    monkeypatch.setattr(module, "MAX_STATES", 1 << 30 if by_steps else -1)
 
 
 @given(placements())

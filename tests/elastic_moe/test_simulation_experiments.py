@@ -5,8 +5,8 @@ import math
 import pandas as pd
 import pytest
 
-from artifact.elastic_moe.failures import every
-from artifact.elastic_moe.simulation.simulator import STATES, simulate
+from artifact.elastic_moe.failures import periodic_failures
+from artifact.elastic_moe.simulation.simulator import PHASES, simulate
 from figures.lazarus import experiments, metrics
 from figures.lazarus.metrics import simulation as simulation_metrics
 from figures.lazarus.plots.simulation import FIGURES
@@ -35,7 +35,7 @@ def test_every_table_has_one_row_a_trial(tables):
         dimensions = [column for column in table if column in DIMENSIONS]
         assert len(table) and not table.duplicated(dimensions).any(), name
         if "training_s" in table and "minutes" in table:
-            spent = table[[f"{state}_s" for state in STATES]].sum(axis=1)
+            spent = table[[f"{state}_s" for state in PHASES]].sum(axis=1)
             assert spent.to_numpy() == pytest.approx(60 * table["minutes"].to_numpy())
 
 
@@ -46,7 +46,7 @@ def test_every_figure_is_drawn(tables):
 
 def test_a_timeline_holds_the_samples_of_its_run(tables):
     table = tables["25_timeline"].query("system == 'DS'")
-    result = simulate("GPT-S", "ds", every(5, 10), "paper-gpu", 30, checkpoint_steps=50)
+    result = simulate("GPT-S", "ds", periodic_failures(5, 10), "paper-gpu", 30, checkpoint_steps=50)
     assert 10 * table["samples_per_s"].sum() == pytest.approx(result.samples + result.lost_samples)
     assert table["nodes"].iloc[0] == 10 and table["nodes"].iloc[-1] == 5
 
@@ -63,7 +63,7 @@ def test_lazarus_is_ahead_under_failures(tables):
 
 
 def test_metrics_worked_by_hand():
-    spent = {f"{state}_s": 0.0 for state in STATES}
+    spent = {f"{state}_s": 0.0 for state in PHASES}
     rows = [
         {"model": "GPT-L", "minutes": 80, "stride": 1, "system": "Lazarus", "samples": 30, "trace": "p3", **spent},
         {"model": "GPT-L", "minutes": 80, "stride": 1, "system": "DS", "samples": 10, "trace": "p3", **spent},

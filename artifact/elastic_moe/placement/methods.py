@@ -129,9 +129,9 @@ def place(
     if loads is not None:
         _check_loads(loads, len(replicas))
     if method == "best":
-        from artifact.elastic_moe.placement.search import search  # it imports this module
+        from artifact.elastic_moe.placement.search import best_placement  # it imports this module
 
-        return search(replicas, slots, failures=failures, failure_probability=failure_probability, seed=seed)
+        return best_placement(replicas, slots, failures=failures, failure_probability=failure_probability, seed=seed)
     if method == "random":
         return _random(replicas, slots, seed)
     if method == "eplb":

@@ -14,8 +14,8 @@ from scipy.optimize import linear_sum_assignment
 
 from artifact.elastic_moe.placement.methods import Placement
 
-METHODS = ("optimal", "greedy")
-ExpertState = tuple[int, int]
+ASSIGNMENT_METHODS = ("optimal", "greedy")
+ExpertKey = tuple[int, int]
 """Layer, expert: the unit that moves, weights and optimizer state together."""
 
 
@@ -33,19 +33,19 @@ class Transfer:
 class Unrecoverable(ValueError):
     """Experts that no node holds: training can only go on from a checkpoint."""
 
-    def __init__(self, lost: Sequence[ExpertState]) -> None:
+    def __init__(self, lost: Sequence[ExpertKey]) -> None:
         listed = ", ".join(f"({layer}, {expert})" for layer, expert in lost)
         super().__init__(f"lost experts, as (layer, expert) that no node holds: {listed}")
         self.lost = tuple(lost)
 
 
-def holdings_of(placements: Sequence[Placement], nodes: Sequence[int | None]) -> list[set[ExpertState]]:
+def holdings_of(placements: Sequence[Placement], nodes: Sequence[int | None]) -> list[set[ExpertKey]]:
     """What current nodes hold: each was a node of the placements, one a layer, or joins (None) and is empty."""
     return [set() if node is None else _asked(placements, node) for node in nodes]
 
 
-def assign(
-    holdings: Sequence[Collection[ExpertState]],
+def assign_nodes(
+    holdings: Sequence[Collection[ExpertKey]],
     placements: Sequence[Placement],
     method: Literal["optimal", "greedy"] = "optimal",
 ) -> list[int]:
@@ -57,8 +57,8 @@ def assign(
     Raises: ValueError if the method is unknown, or a placement has not one node for each current node
     """
     _check(holdings, placements)
-    if method not in METHODS:
-        raise ValueError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    if method not in ASSIGNMENT_METHODS:
+        raise ValueError(f"method must be one of {', '.join(ASSIGNMENT_METHODS)}, got {method!r}")
     new_CP = _new_states(holdings, placements)
     if method == "optimal":
         return linear_sum_assignment(new_CP)[1].tolist()
@@ -70,7 +70,7 @@ def assign(
 
 
 def transfers(
-    holdings: Sequence[Collection[ExpertState]],
+    holdings: Sequence[Collection[ExpertKey]],
     placements: Sequence[Placement],
     assignment: Sequence[int],
     expert_bytes: int,
@@ -86,7 +86,7 @@ def transfers(
     _check(holdings, placements)
     if sorted(assignment) != list(range(len(holdings))):
         raise ValueError(f"assignment must be a permutation of {len(holdings)} nodes, got {list(assignment)}")
-    owners: dict[ExpertState, list[int]] = {}
+    owners: dict[ExpertKey, list[int]] = {}
     for node, held in enumerate(holdings):
         for state in held:
             owners.setdefault(state, []).append(node)
@@ -104,11 +104,11 @@ def transfers(
     return sorted(planned, key=lambda each: (each.target, each.layer, each.expert))
 
 
-def _asked(placements: Sequence[Placement], node: int) -> set[ExpertState]:
+def _asked(placements: Sequence[Placement], node: int) -> set[ExpertKey]:
     return {(layer, expert) for layer, placement in enumerate(placements) for expert in placement.nodes[node]}
 
 
-def _new_states(holdings: Sequence[Collection[ExpertState]], placements: Sequence[Placement]) -> np.ndarray:
+def _new_states(holdings: Sequence[Collection[ExpertKey]], placements: Sequence[Placement]) -> np.ndarray:
     """[C, P], states that a current node lacks to be that node of the plan."""
     offsets = np.cumsum([0] + [placement.num_experts for placement in placements])
     held_CX, asked_PX = (np.zeros((len(holdings), offsets[-1]), dtype=np.float32) for _ in range(2))
@@ -119,7 +119,7 @@ def _new_states(holdings: Sequence[Collection[ExpertState]], placements: Sequenc
     return (asked_PX.sum(axis=1) - held_CX @ asked_PX.T).astype(np.int64)
 
 
-def _check(holdings: Sequence[Collection[ExpertState]], placements: Sequence[Placement]) -> None:
+def _check(holdings: Sequence[Collection[ExpertKey]], placements: Sequence[Placement]) -> None:
     if not placements:
         raise ValueError("placements must have at least one layer, got none")
     for layer, placement in enumerate(placements):

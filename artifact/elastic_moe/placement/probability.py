@@ -29,7 +29,7 @@ SUBSET_WORDS = 1 << 22
 CHEAP_WORDS = 1 << 12
 """An enumeration of so few words is not compared with going node by node."""
 
-STATES = 250_000
+MAX_STATES = 250_000
 STATE_BITS = 1 << 15
 """Most states (sets of holder sets not yet met) that going node by node may visit, of up to so many bits each; a larger
 one counts as several."""
@@ -40,10 +40,10 @@ WITHOUT = [np.uint64(sum(1 << bit for bit in range(64) if not bit >> node & 1)) 
 OF_SIZE = [np.uint64(sum(1 << bit for bit in range(64) if bit.bit_count() == size)) for size in range(7)]
 """By size, the bits of a word that stand for subsets of that size."""
 
-BLOCK = 4096
+SAMPLE_BLOCK = 4096
 """Samples that are held at a time."""
 
-Z = 1.959963984540054
+Z_95 = 1.959963984540054
 """Quantile of the normal distribution for a two-sided 95 % interval."""
 
 
@@ -306,7 +306,7 @@ def _by_steps(member_of: list[int]) -> list[int] | None:
     """Node by node: for each set of holder sets not yet met, the polynomial of the choices that lead to it.
 
     Nodes of the same holder sets are one step. A holder set with all remaining nodes of another one is met when that
-    one is, and so is dropped from states in which both are unmet. None after STATES states.
+    one is, and so is dropped from states in which both are unmet. None after MAX_STATES states.
     """
     stride = _stride(len(member_of))
     sizes = Counter(member_of)
@@ -337,7 +337,7 @@ def _by_steps(member_of: list[int]) -> list[int] | None:
                 following[unmet] = following.get(unmet, 0) + polynomial
         states = following
         visited += len(states) * (1 + degree * stride // STATE_BITS)
-        if visited > STATES:
+        if visited > MAX_STATES:
             return None
     return _unpack(states[0], len(member_of), stride)
 
@@ -368,8 +368,8 @@ def _sampled(num_nodes: int, minimal: list[int], samples: int, seed: int) -> Rec
     rng = np.random.default_rng(seed)
     rows = [list(_bits(mask)) for mask in minimal]
     survived = np.zeros(num_nodes + 1, dtype=np.int64)  # orders by the failures that they survive
-    for start in range(0, samples, BLOCK):
-        order_SN = np.tile(np.arange(num_nodes, dtype=np.int32), (min(BLOCK, samples - start), 1))
+    for start in range(0, samples, SAMPLE_BLOCK):
+        order_SN = np.tile(np.arange(num_nodes, dtype=np.int32), (min(SAMPLE_BLOCK, samples - start), 1))
         rank_NS = np.ascontiguousarray(rng.permuted(order_SN, axis=1).T)
         first_S = np.min([rank_NS[row].max(axis=0) for row in rows], axis=0)
         survived += np.bincount(first_S, minlength=num_nodes + 1)
@@ -387,9 +387,9 @@ def _sampled(num_nodes: int, minimal: list[int], samples: int, seed: int) -> Rec
 
 def _half_width(share: float, samples: int) -> float:
     """From a share to the further end of its 95 % interval by Wilson."""
-    shrink = 1 + Z * Z / samples
-    centre = (share + Z * Z / (2 * samples)) / shrink
-    reach = Z * math.sqrt(share * (1 - share) / samples + Z * Z / (4 * samples * samples)) / shrink
+    shrink = 1 + Z_95 * Z_95 / samples
+    centre = (share + Z_95 * Z_95 / (2 * samples)) / shrink
+    reach = Z_95 * math.sqrt(share * (1 - share) / samples + Z_95 * Z_95 / (4 * samples * samples)) / shrink
     return abs(centre - share) + reach
 
 

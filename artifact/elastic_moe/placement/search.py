@@ -41,7 +41,7 @@ EXCHANGE_WORK = 100_000_000  # words touched by the moves of all restarts at mos
 WARM, COLD = 0.005, 0.0005  # growth of the loss that is accepted once in e times, at the first and the last move
 
 
-def search(
+def best_placement(
     replicas: Sequence[int],
     slots: Sequence[int],
     *,
@@ -67,7 +67,7 @@ def search(
         raise ValueError(f"failure_probability must be in [0, 1], got {failure_probability}")
     if _mro_is_optimal(replicas, slots):
         return mro
-    problem = Problem(tuple(replicas), tuple(slots), failures, failure_probability, seed)
+    problem = SearchProblem(tuple(replicas), tuple(slots), failures, failure_probability, seed)
     judged = [problem.judged(mro, regular=True)]
     for method in METHODS:
         if method not in ("mro", "best"):
@@ -90,7 +90,7 @@ def _mro_is_optimal(replicas: Sequence[int], slots: Sequence[int]) -> bool:
 
 
 @dataclass(frozen=True)
-class Judged:
+class Candidate:
     """A placement with its loss, counted or estimated."""
 
     placement: Placement
@@ -115,7 +115,7 @@ class FailureSets:
 
 
 @dataclass(frozen=True)
-class Problem:
+class SearchProblem:
     """What to place where, and the objective as a loss."""
 
     replicas: tuple[int, ...]
@@ -169,13 +169,13 @@ class Problem:
             return np.array([self.failure_probability**held for held in range(nodes + 1)])
         return np.array([math.comb(failed, held) / math.comb(nodes, held) for held in range(nodes + 1)])
 
-    def judged(self, placement: Placement, regular: bool = False) -> Judged:
+    def judged(self, placement: Placement, regular: bool = False) -> Candidate:
         """With its loss, counted where that is fast: as for `regular` sets of holders, on any number of nodes."""
         few = self.num_nodes <= COUNTED_NODES or len(set(placement.holders)) <= COUNTED_HOLDERS
         survived = recovery(placement).good if few or regular else None
         if survived is not None:
-            return Judged(placement, self.loss_of(survived), 0.0)
-        return Judged(placement, *self._estimate(placement))
+            return Candidate(placement, self.loss_of(survived), 0.0)
+        return Candidate(placement, *self._estimate(placement))
 
     def _estimate(self, placement: Placement) -> tuple[float, float]:
         """The loss and its standard error, from failure sets that each lose an expert (Karp and Luby).
@@ -206,7 +206,7 @@ class Problem:
         error = float(part_S.std()) / math.sqrt(JUDGED_SETS)
         return float(part_S.mean()), max(error, total / JUDGED_SETS)  # at least what one more set might change
 
-    def best(self, judged: Sequence[Judged]) -> Judged:
+    def best(self, judged: Sequence[Candidate]) -> Candidate:
         """The least loss beyond doubt; of equals the first that keeps the promise, or else the first."""
         sure = [each for each in judged if each.standard_error == 0] or judged[:1]
         limit = min(each.loss for each in sure) * (1 + EQUAL)
@@ -242,7 +242,7 @@ class Problem:
         bits = np.packbits(np.concatenate(fails_SN).T, axis=1, bitorder="little")
         return FailureSets(np.ascontiguousarray(bits).view(np.uint64), np.array(weights), complete)
 
-    def exhaust(self, start: Judged) -> tuple[Judged, bool]:
+    def exhaust(self, start: Candidate) -> tuple[Candidate, bool]:
         """The best placement by branch and bound from `start`, and whether it is proven to be.
 
         First among those that keep the promise, then among all for one that is better still.
@@ -315,7 +315,7 @@ class Problem:
             put(expert, max(free, key=lambda node: (expert not in nodes[node], room[node])))
         return Placement(tuple(tuple(sorted(held)) for held in nodes), len(self.replicas))
 
-    def exchange(self, starts: Sequence[Judged]) -> list[Placement]:
+    def exchange(self, starts: Sequence[Candidate]) -> list[Placement]:
         """Simulated annealing from the best of `starts`: two slots on different nodes exchange what they hold."""
         experts, sets = len(self.replicas), self.failure_sets(EXCHANGED_SETS)
         by_loss = sorted({each.placement: each.loss for each in starts}.items(), key=lambda each: each[1])[:RESTARTS]

@@ -47,7 +47,7 @@ class Layout(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
-class Replicated:
+class ReplicatedLayout:
     """Lazarus: replicas by load, tokens in equal parts to the replicas, local ones first, without padding.
 
     counts_LNE: [L, N, E], copies of each expert on each node
@@ -65,7 +65,7 @@ class Replicated:
 
     @cached_property
     def held_NW(self) -> NDArray[np.uint64]:
-        return packed((self.counts_LNE > 0).transpose(1, 0, 2).reshape(self.num_nodes, -1))
+        return pack_holdings((self.counts_LNE > 0).transpose(1, 0, 2).reshape(self.num_nodes, -1))
 
     @cached_property
     def shared_experts(self) -> float:
@@ -93,7 +93,7 @@ class Replicated:
 
 
 @dataclass(frozen=True, eq=False)
-class Groups:
+class GroupLayout:
     """DeepSpeed's expert parallelism: groups of nodes that hold each expert once, consecutive experts together.
 
     Without dropping tokens its buffers have, for each expert, the room that the most loaded one needs: every node
@@ -113,7 +113,7 @@ class Groups:
     def held_NW(self) -> NDArray[np.uint64]:
         part_E = np.arange(self.num_experts) * self.group_nodes // self.num_experts
         held_NE = part_E == np.arange(self.num_nodes)[:, None] % self.group_nodes
-        return packed(np.tile(held_NE, self.num_layers))
+        return pack_holdings(np.tile(held_NE, self.num_layers))
 
     @property
     def shared_experts(self) -> float:
@@ -125,7 +125,7 @@ class Groups:
         return padded_L, padded_L * (self.group_nodes - 1) / self.group_nodes
 
 
-def replicated(loads_LE: NDArray[np.int64], num_nodes: int, slots: int, min_replicas: int) -> Replicated:
+def replicated_layout(loads_LE: NDArray[np.int64], num_nodes: int, slots: int, min_replicas: int) -> ReplicatedLayout:
     """Allocation by these loads, then MRO, in each layer; all layers number the nodes alike.
 
     Raises: ValueError if the slots do not hold every expert once
@@ -133,7 +133,7 @@ def replicated(loads_LE: NDArray[np.int64], num_nodes: int, slots: int, min_repl
     layers = [
         mro_counts(allocate(load_E, num_nodes * slots, min_replicas), num_nodes, slots) for load_E in loads_LE.tolist()
     ]
-    return Replicated(np.stack(layers))
+    return ReplicatedLayout(np.stack(layers))
 
 
 def mro_counts(replicas: list[int], num_nodes: int, slots: int) -> NDArray[np.int16]:
@@ -166,7 +166,7 @@ def mro_counts(replicas: list[int], num_nodes: int, slots: int) -> NDArray[np.in
     return counts_NE
 
 
-def packed(held_NX: NDArray[np.bool_]) -> NDArray[np.uint64]:
+def pack_holdings(held_NX: NDArray[np.bool_]) -> NDArray[np.uint64]:
     """Rows of booleans as words of 64 bits, the last one filled with zeros."""
     rows, bits = held_NX.shape
     filled = np.zeros((rows, -(-bits // 64) * 64), dtype=np.bool_)
@@ -174,12 +174,12 @@ def packed(held_NX: NDArray[np.bool_]) -> NDArray[np.uint64]:
     return np.packbits(filled, axis=1).view(np.uint64)
 
 
-def lost(held_CW: NDArray[np.uint64], layout: Layout) -> bool:
+def has_lost_experts(held_CW: NDArray[np.uint64], layout: Layout) -> bool:
     """Whether there is an expert that none of these nodes holds."""
     return bool((np.bitwise_or.reduce(layout.held_NW, axis=0) & ~np.bitwise_or.reduce(held_CW, axis=0)).any())
 
 
-def assign(held_CW: NDArray[np.uint64], layout: Layout) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def assign_rows(held_CW: NDArray[np.uint64], layout: Layout) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Greedily: the current node that becomes each node of the layout, and the states that it must fetch.
 
     Where there are as many current nodes, they choose in turn as in `migration.assign` (Lazarus, section 4.4); where

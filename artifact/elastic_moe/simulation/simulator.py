@@ -17,38 +17,39 @@ from typing import Literal, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from artifact.elastic_moe.failures import Trace
-from artifact.elastic_moe.routing import LoadTrace, drifting, smartmoe, top_experts
+from artifact.elastic_moe.failures import FailureTrace
+from artifact.elastic_moe.routing import LoadTrace, drifting_loads, smartmoe_loads, top_experts
 from artifact.elastic_moe.simulation import layouts
-from artifact.elastic_moe.simulation.layouts import Groups, Layout
-from artifact.elastic_moe.simulation.step_time import TESTBEDS, WORKLOADS, Clock, Workload
+from artifact.elastic_moe.simulation.layouts import GroupLayout, Layout
+from artifact.elastic_moe.simulation.step_time import TESTBEDS, WORKLOADS, TimeModel, Workload
 
-State = Literal["training", "checkpointing", "rebalancing", "reconfiguring", "restarting", "stalled"]
+Phase = Literal["training", "checkpointing", "rebalancing", "reconfiguring", "restarting", "stalled"]
 _T = TypeVar("_T")
-STATES: tuple[State, ...] = ("training", "checkpointing", "rebalancing", "reconfiguring", "restarting", "stalled")
+PHASES: tuple[Phase, ...] = ("training", "checkpointing", "rebalancing", "reconfiguring", "restarting", "stalled")
 
 
 @dataclass(frozen=True)
-class System:
+class SimulatedSystem:
     """How a system trains, and what it does when a node in use fails.
 
-    replicates: experts by load, on all nodes (Lazarus); else in groups of nodes, of which only whole ones are used
-    goes_on:    survivors fetch from one another what they lack, while they hold every expert; else, and where they do
-                not, all restart from the last checkpoint
+    replicates_experts: by load, on all nodes (Lazarus); else nodes form groups that hold every expert once, and only
+                        whole groups train
+    recovers_in_place:  survivors that hold every expert fetch from one another what they lack; otherwise all restart
+                        from the last checkpoint
     """
 
     label: str
-    replicates: bool
-    goes_on: bool
+    replicates_experts: bool
+    recovers_in_place: bool
     checkpoint_steps: int
 
 
-SYSTEMS = {
-    "lazarus": System("Lazarus", replicates=True, goes_on=True, checkpoint_steps=250),
-    "ds": System("DS", replicates=False, goes_on=False, checkpoint_steps=50),
-    "ds-ft": System("DS(FT)", replicates=False, goes_on=True, checkpoint_steps=250),
-    "tutel": System("Tutel", replicates=False, goes_on=False, checkpoint_steps=50),
-    "tutel-ft": System("Tutel(FT)", replicates=False, goes_on=True, checkpoint_steps=250),
+SIMULATED_SYSTEMS = {
+    "lazarus": SimulatedSystem("Lazarus", replicates_experts=True, recovers_in_place=True, checkpoint_steps=250),
+    "ds": SimulatedSystem("DS", replicates_experts=False, recovers_in_place=False, checkpoint_steps=50),
+    "ds-ft": SimulatedSystem("DS(FT)", replicates_experts=False, recovers_in_place=True, checkpoint_steps=250),
+    "tutel": SimulatedSystem("Tutel", replicates_experts=False, recovers_in_place=False, checkpoint_steps=50),
+    "tutel-ft": SimulatedSystem("Tutel(FT)", replicates_experts=False, recovers_in_place=True, checkpoint_steps=250),
 }
 """With the checkpoint intervals of Lazarus's evaluation. Tutel is modelled as DeepSpeed: it too gives every expert the
 room of the most loaded one, and checkpoints and groups are those of the framework around it."""
@@ -65,7 +66,7 @@ class Segment:
 
     start_s: float
     end_s: float
-    state: State
+    state: Phase
     nodes: int
     used: int
     samples: int
@@ -77,7 +78,7 @@ class Segment:
 
 
 @dataclass(frozen=True)
-class Result:
+class SimulationResult:
     """What came of a run.
 
     samples, steps:           that count in the end; lost_samples, lost_steps: done, and undone by a restart
@@ -97,12 +98,12 @@ class Result:
     moved_states: int
 
     @cached_property
-    def seconds(self) -> dict[State, float]:
+    def seconds(self) -> dict[Phase, float]:
         """Of each state; together they are the time that was simulated."""
-        spent: Counter[State] = Counter()
+        spent: Counter[Phase] = Counter()
         for segment in self.segments:
             spent[segment.state] += segment.seconds  # type: ignore[assignment]
-        return {state: float(spent[state]) for state in STATES}
+        return {state: float(spent[state]) for state in PHASES}
 
     @property
     def total_s(self) -> float:
@@ -114,7 +115,7 @@ class Result:
 
 
 @dataclass
-class Layouts:
+class LayoutCache:
     """The layouts of one workload and load trace; the last ones used are kept. Runs that share them are faster."""
 
     work: Workload
@@ -138,10 +139,10 @@ class Layouts:
             self._shares[record] = loads_LE / loads_LE.sum(axis=1, keepdims=True)
         return self._shares[record]
 
-    def of(self, system: System, num_nodes: int, record: int) -> Layout | None:
+    def of(self, system: SimulatedSystem, num_nodes: int, record: int) -> Layout | None:
         """The layout for as many of the nodes as can be used; None if they do not hold every expert."""
         work = self.work
-        if system.replicates:
+        if system.replicates_experts:
             if num_nodes * work.slots < work.num_experts:
                 return None
             return self._get((True, num_nodes, record))
@@ -150,12 +151,12 @@ class Layouts:
 
     def _get(self, key: tuple[bool, int, int]) -> Layout:
         if key not in self._found:
-            replicates, size, record = key
+            replicates_experts, size, record = key
             work, loads_LE = self.work, self.loads.counts_ILE[record]
             self._found[key] = (
-                layouts.replicated(loads_LE, size, work.slots, work.min_replicas)
-                if replicates
-                else Groups(size, work.group_nodes, *loads_LE.shape)
+                layouts.replicated_layout(loads_LE, size, work.slots, work.min_replicas)
+                if replicates_experts
+                else GroupLayout(size, work.group_nodes, *loads_LE.shape)
             )
             if len(self._found) > self.kept:
                 self._found.popitem(last=False)
@@ -163,7 +164,7 @@ class Layouts:
         return self._found[key]
 
 
-def routed(work: Workload) -> LoadTrace:
+def default_loads(work: Workload) -> LoadTrace:
     """The loads that Lazarus replays: of the hottest experts of SmartMoE's first layers.
 
     Its trace has 32 experts. More are generated, as Lazarus's loads of DeepSeek-V3 are not published: eight layers that
@@ -171,50 +172,50 @@ def routed(work: Workload) -> LoadTrace:
     DeepSeek-V2-Lite on the task where it routes most evenly; every 100 steps loads drift.
     """
     if work.num_experts <= 32:
-        return top_experts(smartmoe(), work.num_layers, work.num_experts)
-    made = drifting(8, work.num_experts, 20, skew=0.3, drift=0.2, seed=0)
+        return top_experts(smartmoe_loads(), work.num_layers, work.num_experts)
+    made = drifting_loads(8, work.num_experts, 20, skew=0.3, drift=0.2, seed=0)
     return LoadTrace("synthetic-zipf", made.counts_ILE, tuple(range(1, 2001, 100)))
 
 
 def simulate(
     model: str | Workload,
     system: str,
-    trace: Trace,
-    testbed: str | Clock,
+    trace: FailureTrace,
+    testbed: str | TimeModel,
     minutes: float,
     *,
-    loads: LoadTrace | Layouts | None = None,
+    loads: LoadTrace | LayoutCache | None = None,
     checkpoint_steps: int | Literal["own"] | None = "own",
     rebalance_steps: int = 200,
     until_samples: int | None = None,
-) -> Result:
+) -> SimulationResult:
     """Train for so long on the nodes of a trace, whose events come when they come.
 
     model, testbed:   by name (WORKLOADS, TESTBEDS) or as they are
-    loads:            tokens of each expert over the iterations, `routed` by default; fewer layers stand for all
+    loads:            tokens of each expert over the iterations, `default_loads` if None; fewer layers stand for all
     checkpoint_steps: steps from one to the next, None for never, by default the system's own
     rebalance_steps:  Lazarus allocates anew after so many
     until_samples:    stop once so many are done
 
-    A failure of a node in use interrupts whatever goes on. Nodes that join wait, see `Clock.join_wait_s`, or are taken
-    in by a restart; systems in groups use them once they make another group, DS by a checkpoint and a restart. A node
-    that is not in use fails without a trace. Failures during a reconfiguration or restart begin it anew; what it was to
+    A failure of a node in use interrupts the current phase; the failure of an idle node has no effect. Nodes that join
+    wait for `TimeModel.join_wait_s` or the next restart; systems in groups use them once they complete another group,
+    DS after a checkpoint and a restart. A failure during a reconfiguration or restart begins it anew; what it was to
     move counts as not moved.
 
     Raises: ValueError for an unknown name, minutes that are not positive and finite, a step count < 1, or loads of
             another number of experts
     """
     work = _named("model", model, WORKLOADS) if isinstance(model, str) else model
-    clock: Clock = _named("testbed", testbed, TESTBEDS) if isinstance(testbed, str) else testbed
-    kind = _named("system", system, SYSTEMS)
+    clock: TimeModel = _named("testbed", testbed, TESTBEDS) if isinstance(testbed, str) else testbed
+    kind = _named("system", system, SIMULATED_SYSTEMS)
     if not 0 < minutes < math.inf:
         raise ValueError(f"minutes must be positive and finite, got {minutes}")
     interval = kind.checkpoint_steps if checkpoint_steps == "own" else checkpoint_steps
     for name, steps in (("checkpoint_steps", interval), ("rebalance_steps", rebalance_steps)):
         if steps is not None and steps < 1:
             raise ValueError(f"{name} must be at least 1, got {steps}")
-    if not isinstance(loads, Layouts):
-        loads = Layouts(work, routed(work) if loads is None else loads)
+    if not isinstance(loads, LayoutCache):
+        loads = LayoutCache(work, default_loads(work) if loads is None else loads)
     if loads.loads.counts_ILE.shape[2] != work.num_experts:
         rule = f"loads must be of {work.num_experts} experts"
         raise ValueError(f"{rule}, got {loads.loads.counts_ILE.shape[2]}")
@@ -243,15 +244,16 @@ class _Run:
         self,
         work: Workload,
         system: str,
-        trace: Trace,
-        clock: Clock,
+        trace: FailureTrace,
+        clock: TimeModel,
         end_s: float,
-        loads: Layouts,
+        loads: LayoutCache,
         checkpoint_steps: int | None,
         rebalance_steps: int,
         until_samples: int | None,
     ) -> None:
-        self.work, self.system, self.kind, self.clock, self.loads = work, system, SYSTEMS[system], clock, loads
+        self.work, self.system, self.clock, self.loads = work, system, clock, loads
+        self.kind = SIMULATED_SYSTEMS[system]
         self.checkpoint_steps, self.rebalance_steps = checkpoint_steps, rebalance_steps
         self.end_s, self.until_samples = end_s, until_samples
         self.events, self.next_event, self.now = trace.events, 0, 0.0
@@ -278,14 +280,14 @@ class _Run:
         self.lost_steps = self.lost_samples = 0
         self.restarts = self.reconfigurations = self.rebalances = self.moved_states = 0
 
-    def result(self) -> Result:
+    def result(self) -> SimulationResult:
         try:
             self._recovering(self._start)
             while True:
                 self._recovering(self._train)
         except _Ended:
             pass
-        return Result(
+        return SimulationResult(
             self.system,
             tuple(self.segments),
             self.samples,
@@ -311,10 +313,10 @@ class _Run:
     def _train(self) -> None:
         """Whatever is due, then steps until something may be."""
         if self.now >= self.due_s:
-            self._take_in()
+            self._admit_waiting()
         if self.checkpoint_steps and self.step % self.checkpoint_steps == 0 and self.step != self.saved_step:
             self._save()
-        if self.kind.replicates and self.step % self.rebalance_steps == 0 and self.step != self.rebalanced_step:
+        if self.kind.replicates_experts and self.step % self.rebalance_steps == 0 and self.step != self.rebalanced_step:
             self._rebalance()
         assert self.layout is not None
         record = self.loads.record(self.step)
@@ -329,39 +331,39 @@ class _Run:
             until.append(math.ceil((self.until_samples - self.samples) / batch))
         if self.checkpoint_steps:
             until.append(self.checkpoint_steps - self.step % self.checkpoint_steps)
-        if self.kind.replicates:
+        if self.kind.replicates_experts:
             until.append(self.rebalance_steps - self.step % self.rebalance_steps)
         due_s = min(self.due_s, self.next_join_s[self.next_event] + self.clock.join_wait_s)
         until.append(math.inf if due_s == math.inf else max(1, math.ceil((due_s - self.now) / step_s)))
         left = (self.end_s - self.now) // step_s + 1  # as many as end the run
-        self._spend("training", steps=int(min(*until, left)), step_s=step_s)
+        self._advance("training", steps=int(min(*until, left)), step_s=step_s)
         if self.until_samples is not None and self.samples >= self.until_samples:
             raise _Ended
 
     def _save(self) -> None:
-        self._spend("checkpointing", self.clock.checkpoint_s(self.work, len(self.used)))
+        self._advance("checkpointing", self.clock.checkpoint_s(self.work, len(self.used)))
         self.saved_step, self.saved_samples = self.step, self.samples
 
     def _rebalance(self) -> None:
         layout = self.loads.of(self.kind, len(self.used), self.loads.record(self.step))
         assert layout is not None
         if layout is not self.layout:
-            chosen_N, states_N = layouts.assign(self.held_NW, layout)
+            chosen_N, states_N = layouts.assign_rows(self.held_NW, layout)
             if states_N.any():
-                self._spend("rebalancing", self.clock.rebalance_s(self.work, self._of_all(states_N.max())))
+                self._advance("rebalancing", self.clock.rebalance_s(self.work, self._scaled_to_model(states_N.max())))
             self._use([self.used[row] for row in chosen_N.tolist()], layout)
             self.rebalances += 1
-            self.moved_states += round(self._of_all(states_N.sum()))
+            self.moved_states += round(self._scaled_to_model(states_N.sum()))
         self.rebalanced_step = self.step
 
-    def _take_in(self) -> None:
+    def _admit_waiting(self) -> None:
         """Waiting nodes become idle, and used where that makes more of them."""
         self.idle |= self.waiting
         self.waiting, self.due_s = {}, math.inf
         layout = self.loads.of(self.kind, len(self.used) + len(self.idle), self.loads.record(self.step))
         if layout is None or layout.num_nodes == len(self.used):
             return
-        if self.kind.goes_on:
+        if self.kind.recovers_in_place:
             self._reconfigure(layout, failed=False)
         else:
             self._save()
@@ -377,9 +379,9 @@ class _Run:
 
     def _recover(self) -> None:
         layout = None
-        if self.kind.goes_on and self.used:
+        if self.kind.recovers_in_place and self.used:
             layout = self.loads.of(self.kind, len(self.used) + len(self.idle), self.loads.record(self.step))
-        if layout is None or layouts.lost(self.held_NW, layout):
+        if layout is None or layouts.has_lost_experts(self.held_NW, layout):
             self._restart(failed=True)
         else:
             self._reconfigure(layout, failed=True)
@@ -388,16 +390,16 @@ class _Run:
         nodes = self.used + sorted(self.idle)
         held_CW = np.zeros((len(nodes), self.held_NW.shape[1]), dtype=np.uint64)
         held_CW[: len(self.used)] = self.held_NW
-        chosen_N, states_N = layouts.assign(held_CW, layout)
-        states = self._of_all(states_N.max())
+        chosen_N, states_N = layouts.assign_rows(held_CW, layout)
+        states = self._scaled_to_model(states_N.max())
         self.members = frozenset(nodes)
         if failed:
-            self._spend("reconfiguring", self.clock.detection_s + self.clock.reconfigure_s(self.work, states))
+            self._advance("reconfiguring", self.clock.detection_s + self.clock.reconfigure_s(self.work, states))
         else:
-            self._spend("reconfiguring", self.clock.join_s(self.work, states))
+            self._advance("reconfiguring", self.clock.join_s(self.work, states))
         self._use([nodes[row] for row in chosen_N.tolist()], layout)
         self.reconfigurations += 1
-        self.moved_states += round(self._of_all(states_N.sum()))
+        self.moved_states += round(self._scaled_to_model(states_N.sum()))
 
     def _restart(self, failed: bool) -> None:
         """From the last checkpoint, with all nodes that there are once as many are there as are needed."""
@@ -412,7 +414,7 @@ class _Run:
         chosen = sorted(self.idle)[: layout.num_nodes]
         self.members = frozenset(chosen)
         seconds = self.clock.restart_s(self.work, layout) + (self.clock.detection_s if failed else 0)
-        self._spend("restarting", seconds)
+        self._advance("restarting", seconds)
         self._use(chosen, layout)
         self.restarts += 1
 
@@ -420,9 +422,9 @@ class _Run:
         """Until nodes have joined, and those that do meanwhile."""
         while self.now < self.due_s:
             joins_s = self.next_join_s[self.next_event]
-            self._spend("stalled", max(min(self.due_s, joins_s) - self.now, 0.0))
+            self._advance("stalled", max(min(self.due_s, joins_s) - self.now, 0.0))
             if self.now >= joins_s:
-                self._happen()
+                self._apply_next_event()
         self.idle |= self.waiting
         self.waiting, self.due_s = {}, math.inf
 
@@ -432,13 +434,13 @@ class _Run:
         self.members = frozenset(nodes)
         self.idle = {node: None for node in there if node not in self.members}
 
-    def _of_all(self, states: float) -> float:
+    def _scaled_to_model(self, states: float) -> float:
         """Of all layers of the model, where the loads are of fewer."""
         return float(states * self.work.num_layers / self.loads.loads.counts_ILE.shape[1])
 
     # Time and events
 
-    def _spend(self, state: State, seconds: float = 0.0, *, steps: int = 0, step_s: float = 0.0) -> None:
+    def _advance(self, state: Phase, seconds: float = 0.0, *, steps: int = 0, step_s: float = 0.0) -> None:
         """Let time pass: so many seconds, or so many steps.
 
         Raises: _Interrupted when a member fails; _Ended at the end of the time
@@ -454,12 +456,12 @@ class _Run:
             finished = done
             if event_s >= stop_s:
                 break
-            if self._happen():
+            if self._apply_next_event():
                 raise _Interrupted
         if stop_s >= self.end_s:
             raise _Ended
 
-    def _happen(self) -> bool:
+    def _apply_next_event(self) -> bool:
         """The next event. Returns whether a member fails."""
         event = self.events[self.next_event]
         self.next_event += 1
@@ -479,7 +481,7 @@ class _Run:
             self.used, self.held_NW = [self.used[row] for row in kept], self.held_NW[kept]
         return not gone.isdisjoint(self.members)
 
-    def _record(self, state: State, end_s: float, steps: int, step_s: float) -> None:
+    def _record(self, state: Phase, end_s: float, steps: int, step_s: float) -> None:
         batch = self.work.batch(len(self.used)) if state == "training" else 0
         segment = Segment(
             self.now,

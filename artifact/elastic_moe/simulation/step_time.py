@@ -81,7 +81,7 @@ class Workload:
         return self.dense_state_bytes + self.num_layers * self.num_experts * self.expert_state_bytes
 
 
-def gpt(model: routing.Model, *, group_nodes: int, slots: int = 6, micro_batches: int = 1) -> Workload:
+def gpt_workload(model: routing.GptModel, *, group_nodes: int, slots: int = 6, micro_batches: int = 1) -> Workload:
     """A model of Lazarus's evaluation: 4 samples of 1,024 tokens a micro-batch and GPU, top-1, fp16 (section 6.1).
 
     6 FLOPs per parameter and token, 12 s d more a layer for attention over s tokens.
@@ -105,7 +105,7 @@ def gpt(model: routing.Model, *, group_nodes: int, slots: int = 6, micro_batches
     )
 
 
-def trained(preset: Preset) -> Workload:
+def preset_workload(preset: Preset) -> Workload:
     """A preset of the trainer: a fixed global batch, fp32."""
     dense = 2 * preset.vocabulary * preset.dim + preset.num_layers * 4 * preset.dim**2
     return Workload(
@@ -130,9 +130,9 @@ def trained(preset: Preset) -> Workload:
 
 _EXPERT_V3 = 3 * 7168 * 2048
 WORKLOADS = {
-    "GPT-S": gpt(routing.MODELS["GPT-S"], group_nodes=2),
-    "GPT-M": gpt(routing.MODELS["GPT-M"], group_nodes=2),
-    "GPT-L": gpt(routing.MODELS["GPT-L"], group_nodes=4),
+    "GPT-S": gpt_workload(routing.GPT_MODELS["GPT-S"], group_nodes=2),
+    "GPT-M": gpt_workload(routing.GPT_MODELS["GPT-M"], group_nodes=2),
+    "GPT-L": gpt_workload(routing.GPT_MODELS["GPT-L"], group_nodes=4),
     "DeepSeek-V3": Workload(
         "DeepSeek-V3",
         num_layers=58,
@@ -148,14 +148,14 @@ WORKLOADS = {
         group_nodes=8,
         node_samples=32,
     ),
-    "tiny": trained(PRESETS["tiny"]),
-    "small": trained(PRESETS["small"]),
+    "tiny": preset_workload(PRESETS["tiny"]),
+    "small": preset_workload(PRESETS["small"]),
 }
 """DeepSeek-V3: 671 B parameters, 37 B of them active (its report), nodes of 8 GPUs with 4 replicas each (Lazarus,
 section 6.5) and so 64 GPUs a group; 4 samples of 4,096 tokens a GPU are this project's choice."""
 
 
-class Clock(Protocol):
+class TimeModel(Protocol):
     """What the simulator asks of a testbed. Times in s."""
 
     @property
@@ -282,7 +282,7 @@ class Testbed:
 
 
 @dataclass(frozen=True)
-class Measured:
+class MeasuredTestbed:
     """What real runs took, whatever they did meanwhile.
 
     steps:         by system, (nodes in use, seconds of a step), by rising nodes; between them seconds are interpolated,
@@ -324,7 +324,7 @@ class Measured:
         return self.rebalance
 
 
-def calibrated(
+def calibrated_testbed(
     name: str,
     *,
     step_s: Mapping[str, Mapping[int, float]] | Mapping[str, Mapping[str, float]],
@@ -334,7 +334,7 @@ def calibrated(
     join_s: float = 0.0,
     rebalance_s: float = 0.0,
     join_wait_s: float = 0.0,
-) -> Measured:
+) -> MeasuredTestbed:
     """A testbed from measured seconds, as of the trainer's runs; also straight from JSON, whose keys are texts.
 
     step_s: by system and number of nodes in use, {"lazarus": {"4": 0.18, "3": 0.16}}; the others are described in
@@ -351,7 +351,7 @@ def calibrated(
     for key, seconds in times.items():
         if seconds < 0:
             raise ValueError(f"{key} must not be negative, got {seconds}")
-    return Measured(name, steps, outage_s, restart_s, checkpoint_s, join_s, rebalance_s, join_wait_s)
+    return MeasuredTestbed(name, steps, outage_s, restart_s, checkpoint_s, join_s, rebalance_s, join_wait_s)
 
 
 TESTBEDS = {

@@ -22,14 +22,14 @@ KEPT = 2
 RUN = "run.json"
 
 
-def prepare(folder: Path, run: Mapping[str, str | int], num_steps: int, *, resume: bool) -> None:
+def prepare_folder(folder: Path, run: Mapping[str, str | int], num_steps: int, *, resume: bool) -> None:
     """Make a folder ready for the checkpoints of a run of so many steps.
 
     run: what tells runs apart; only checkpoints of the same one are gone on from
     Raises: ValueError for a folder that cannot be made, for a new run one with checkpoints, and to resume one without,
             one of another run, or one that is as far already
     """
-    found = steps(folder)
+    found = finished_steps(folder)
     if resume:
         if not found:
             raise ValueError(f"there must be a checkpoint to resume from, got none in {folder}")
@@ -66,18 +66,18 @@ def publish(folder: Path, step: int) -> Path:
     if target.exists():  # of the same steps, run again
         shutil.rmtree(target)
     os.replace(unfinished, target)
-    for old in steps(folder)[:-KEPT]:
+    for old in finished_steps(folder)[:-KEPT]:
         shutil.rmtree(folder / f"step-{old}")
     return target
 
 
-def steps(folder: Path) -> list[int]:
+def finished_steps(folder: Path) -> list[int]:
     """Steps of the checkpoints that are whole, in rising order."""
     found = (path.parent.name.removeprefix("step-") for path in folder.glob("step-*/index.json"))
     return sorted(int(name) for name in found if name.isdigit())
 
 
-def read(folder: Path, step: int, state: Mapping[str, Tensor]) -> None:
+def read_checkpoint(folder: Path, step: int, state: Mapping[str, Tensor]) -> None:
     """Fill tensors by name. Raises: ValueError for a name that the checkpoint lacks; RuntimeError if it is damaged"""
     place = folder / f"step-{step}"
     index = json.loads((place / "index.json").read_text())

@@ -24,12 +24,12 @@ from artifact.elastic_moe.training import checkpoint
 from artifact.elastic_moe.training.planning import Generation, TooFewNodes, next_generation
 from artifact.elastic_moe.training.wire import BEATS, Message, pack
 
-ATTEMPTS = 5
+MAX_FAILED_GENERATIONS = 5
 """So many generations that fail one after the other, though no node is lost, and training ends."""
 
 
 @dataclass(frozen=True)
-class Settings:
+class TrainingSettings:
     """Of one run.
 
     faults: (node, step, point, kill or stop); joins: steps at which one more node is started
@@ -114,7 +114,7 @@ class Controller:
 
     def __init__(
         self,
-        settings: Settings,
+        settings: TrainingSettings,
         store_port: int,
         launcher: Launcher,
         progress: Callable[[Message], None] = lambda message: None,
@@ -308,7 +308,7 @@ class Controller:
                         return
                 except _Interrupted as error:
                     failed = failed + 1 if set(self._members) >= before else 0
-                    if failed == ATTEMPTS:
+                    if failed == MAX_FAILED_GENERATIONS:
                         raise RuntimeError(f"{failed} generations in turn have failed: {error}") from None
         finally:
             watch.cancel()
@@ -400,7 +400,7 @@ class Controller:
         while True:
             step = 0
             if source == "checkpoint":
-                step = checkpoint.steps(self.settings.folder)[-1]
+                step = checkpoint.finished_steps(self.settings.folder)[-1]
             if source == "nodes":
                 # A step that one has applied, all are prepared for (see `worker`).
                 applied = [each for each in standing.values() if each["applied"] is not None]
@@ -427,7 +427,7 @@ class Controller:
 
     def _fall_back(self) -> str:
         """Forget what came after the last checkpoint."""
-        found = checkpoint.steps(self.settings.folder)
+        found = checkpoint.finished_steps(self.settings.folder)
         step = found[-1] if found else 0
         lost = [done for done in self.journal.losses if done >= step]
         for done in lost:

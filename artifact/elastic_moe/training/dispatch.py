@@ -18,7 +18,7 @@ from artifact.elastic_moe.training.dispatch_kernels import NO_REPLICA, PLANNED, 
 
 
 @dataclass(frozen=True)
-class Plan:
+class DispatchPlan:
     """What one rank sends, receives and runs. With x_T its rows, a layer is:
 
     received_N = all_to_all(x_T.index_select(0, order_T), recv_counts, send_counts)
@@ -34,7 +34,7 @@ class Plan:
     expert_counts: list[int]  # [E], choices that this rank runs on each expert
 
 
-def split(tokens_SE: Tensor, replicas_RE: Tensor) -> Tensor:
+def split_tokens(tokens_SE: Tensor, replicas_RE: Tensor) -> Tensor:
     """How many tokens each source sends to each rank for each expert.
 
     The t tokens of an expert with r replicas make t // r for each replica, and one more for the first t % r of them in
@@ -55,7 +55,7 @@ def split(tokens_SE: Tensor, replicas_RE: Tensor) -> Tensor:
     return sent_SRE.transpose(1, 2)
 
 
-def plan(expert_T: Tensor, replicas_RE: Tensor, tokens_SE: Tensor, rank: int) -> Plan:
+def plan_dispatch(expert_T: Tensor, replicas_RE: Tensor, tokens_SE: Tensor, rank: int) -> DispatchPlan:
     """What `rank` does with its token choices, by `split`, in time and memory of its own row and column only.
 
     expert_T:    [T], int64, expert of each choice; tokens_SE[rank] is how often each occurs
@@ -69,7 +69,7 @@ def plan(expert_T: Tensor, replicas_RE: Tensor, tokens_SE: Tensor, rank: int) ->
     return planned(expert_T, replicas_RE, tokens_SE, rank)
 
 
-def _planned_by_torch(expert_T: Tensor, replicas_RE: Tensor, tokens_SE: Tensor, rank: int) -> Plan:
+def _planned_by_torch(expert_T: Tensor, replicas_RE: Tensor, tokens_SE: Tensor, rank: int) -> DispatchPlan:
     local_RE, start_2RE, end_2RE = _flows(tokens_SE, replicas_RE)
     # This rank's overflow against all room, and its room against all overflow: what it sends and what it receives.
     mine, other = slice(rank, rank + 1), [1, 0]
@@ -89,10 +89,10 @@ def _planned_by_torch(expert_T: Tensor, replicas_RE: Tensor, tokens_SE: Tensor, 
     place = shift_2RE.ravel().repeat_interleave(moved_2RE.ravel(), output_size=total)
     place_T, place_N = place.add_(torch.arange(total, device=place.device)).split([num_sent, num_received])
     order_T = expert_T.argsort(stable=True).index_select(0, place_T)
-    return Plan(order_T, send_counts, recv_counts, place_N, counts[2 * num_ranks :])
+    return DispatchPlan(order_T, send_counts, recv_counts, place_N, counts[2 * num_ranks :])
 
 
-def _planned_by_kernel(expert_T: Tensor, replicas_RE: Tensor, tokens_SE: Tensor, rank: int) -> Plan:
+def _planned_by_kernel(expert_T: Tensor, replicas_RE: Tensor, tokens_SE: Tensor, rank: int) -> DispatchPlan:
     outcome, order_T, place_N, sent_R, received_S, run_E = plan_row(
         expert_T.numpy(), replicas_RE.numpy(), tokens_SE.numpy(), rank
     )
@@ -102,7 +102,7 @@ def _planned_by_kernel(expert_T: Tensor, replicas_RE: Tensor, tokens_SE: Tensor,
         num_sent = int(tokens_SE[rank].sum())
         _check_choices(num_sent, expert_T, rank)
         raise ValueError(f"expert_T must have the choices of tokens_SE[{rank}], got others of the same number")
-    return Plan(
+    return DispatchPlan(
         torch.from_numpy(order_T), sent_R.tolist(), received_S.tolist(), torch.from_numpy(place_N), run_E.tolist()
     )
 

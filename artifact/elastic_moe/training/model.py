@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from artifact.elastic_moe.presets import Preset
 from artifact.elastic_moe.training.collectives import AllToAll, Group
-from artifact.elastic_moe.training.dispatch import plan
+from artifact.elastic_moe.training.dispatch import plan_dispatch
 
 
 class Dispatch(Protocol):
@@ -33,7 +33,7 @@ class Dispatch(Protocol):
     def __call__(self, x_TD: Tensor, expert_T: Tensor, layer: int, experts: Mapping[int, Tensor]) -> Tensor: ...
 
 
-class AcrossRanks:
+class DistributedDispatch:
     """Tokens go to ranks that hold a replica of their expert, and come back (Lazarus, algorithm 1).
 
     replicas_LRE: copies of each expert on each rank, in each layer
@@ -47,7 +47,7 @@ class AcrossRanks:
     def __call__(self, x_TD: Tensor, expert_T: Tensor, layer: int, experts: Mapping[int, Tensor]) -> Tensor:
         own_E = torch.bincount(expert_T, minlength=self.loads_LE.shape[1])
         self.loads_LE[layer] += own_E
-        way = plan(expert_T, self.replicas_LRE[layer], self.group.all_gather(own_E), self.group.rank)
+        way = plan_dispatch(expert_T, self.replicas_LRE[layer], self.group.all_gather(own_E), self.group.rank)
         received_ND = AllToAll.apply(x_TD.index_select(0, way.order_T), self.group, way.send_counts, way.recv_counts)
         by_expert_ND = torch.empty_like(received_ND).index_copy(0, way.place_N, received_ND)
         outputs_ND = _run(by_expert_ND, way.expert_counts, experts)
@@ -59,7 +59,7 @@ class AcrossRanks:
         return torch.empty_like(returned_TD).index_copy(0, way.order_T, returned_TD)
 
 
-class InOneProcess:
+class LocalDispatch:
     """All experts are here: what any number of ranks must equal."""
 
     def __init__(self, preset: Preset) -> None:

@@ -29,7 +29,7 @@ GRACE_S = 60.0
 Start = Callable[[tuple[str, int], int], int]
 
 
-def agent(address: tuple[str, int], node: int | None, start: Start, wait_s: float = 30.0) -> int:
+def run_agent(address: tuple[str, int], node: int | None, start: Start, wait_s: float = 30.0) -> int:
     """Be node `node` (None: the controller's choice) until its worker ends. Returns the worker's exit status
 
     wait_s: how long to wait for a controller that is only starting
@@ -72,11 +72,11 @@ def fork_worker(address: tuple[str, int], node: int) -> int:
     """A worker that has imported all already. Returns its process number"""
     child = os.fork()
     if not child:
-        _run_and_exit(lambda: work(address, node))
+        _run_and_exit(lambda: run_worker(address, node))
     return child
 
 
-def work(address: tuple[str, int], node: int) -> int:
+def run_worker(address: tuple[str, int], node: int) -> int:
     """Be the worker of a node. Returns the exit status"""
     _die_with_parent()
     from artifact.elastic_moe.training.worker import Worker
@@ -104,7 +104,7 @@ def serve_forks() -> None:
             else:
                 sys.stdin.close()
                 _die_with_parent()
-                _run_and_exit(lambda: agent(address, number, fork_worker))  # noqa: B023
+                _run_and_exit(lambda: run_agent(address, number, fork_worker))  # noqa: B023
         elif (controller, node) in nodes:
             _kill_group(nodes[controller, node])
     until = time.monotonic() + GRACE_S
@@ -164,13 +164,13 @@ def main() -> int:
     except ValueError as error:
         parser.error(str(error))
     if chosen.worker:
-        return work(address, chosen.node)
-    status = agent(address, chosen.node, start_process)
+        return run_worker(address, chosen.node)
+    status = run_agent(address, chosen.node, start_process)
     for _ in range(chosen.restarts):
         if status in (0, CONTROLLER_GONE):
             break
         try:
-            status = agent(address, None, start_process, wait_s=1)
+            status = run_agent(address, None, start_process, wait_s=1)
         except ConnectionError:  # training has ended meanwhile
             return 0
     return status % 256

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 
 from artifact.elastic_moe.placement.allocation import allocate
 from artifact.elastic_moe.placement.methods import Placement, place
-from artifact.elastic_moe.placement.migration import ExpertState, Transfer, assign, transfers
+from artifact.elastic_moe.placement.migration import ExpertKey, Transfer, assign_nodes, transfers
 from artifact.elastic_moe.presets import Preset
 
-SYSTEMS = ("lazarus", "ds", "ds-ft")
+TRAINED_SYSTEMS = ("lazarus", "ds", "ds-ft")
 
 
 class TooFewNodes(ValueError):
@@ -42,7 +42,7 @@ class Generation:
 def next_generation(
     system: str,
     preset: Preset,
-    held: Mapping[int, Collection[ExpertState]],
+    held: Mapping[int, Collection[ExpertKey]],
     loads: Sequence[Sequence[int]],
     *,
     method: str = "mro",
@@ -68,7 +68,7 @@ def next_generation(
     moves: list[Transfer] = []
     if not restored:
         holdings = [set(held[node]) for node in members]
-        order = assign(holdings, placements)
+        order = assign_nodes(holdings, placements)
         moves = transfers(holdings, placements, order, preset.expert_bytes)
         placements = [
             Placement(tuple(placement.nodes[node] for node in order), placement.num_experts) for placement in placements
@@ -76,7 +76,7 @@ def next_generation(
     return Generation(members, sorted(held.keys() - set(members)), placements, moves)
 
 
-def _whole_groups(nodes: Sequence[int], held: Mapping[int, Collection[ExpertState]], group_nodes: int) -> list[int]:
+def _whole_groups(nodes: Sequence[int], held: Mapping[int, Collection[ExpertKey]], group_nodes: int) -> list[int]:
     """As many nodes as make whole groups: left out are nodes whose experts others hold, first those that hold none."""
     kept = list(nodes)
     for node in sorted(nodes, key=lambda node: (bool(held[node]), -node)):

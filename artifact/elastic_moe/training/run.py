@@ -18,11 +18,11 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from artifact.elastic_moe.failures import Trace
+from artifact.elastic_moe.failures import FailureTrace
 from artifact.elastic_moe.presets import PRESETS
 from artifact.elastic_moe.training import checkpoint
-from artifact.elastic_moe.training.controller import Controller, Journal, Settings
-from artifact.elastic_moe.training.planning import SYSTEMS
+from artifact.elastic_moe.training.controller import Controller, Journal, TrainingSettings
+from artifact.elastic_moe.training.planning import TRAINED_SYSTEMS
 from artifact.elastic_moe.training.wire import Message
 
 POINTS = ("forward", "backward", "allreduce", "vote", "apply", "migration", "checkpoint")
@@ -33,7 +33,7 @@ if it takes part in it and gets there, and where experts move or a checkpoint is
 
 
 @dataclass
-class Result:
+class TrainingResult:
     """What a training run went through; times in seconds.
 
     seconds: from the first generation on, until training ended
@@ -62,13 +62,13 @@ def train(
     kills: Sequence[tuple[int, int, str]] = (),
     stops: Sequence[tuple[int, int, str]] = (),
     joins: Sequence[int] = (),
-    trace: Trace | None = None,
+    trace: FailureTrace | None = None,
     folder: Path | None = None,
     listen: tuple[str, int] | None = None,
-    forks: Forks | None = None,
+    forks: ForkLauncher | None = None,
     progress: Callable[[Message], None] = lambda message: None,
     **options: Any,
-) -> Result:
+) -> TrainingResult:
     """Train a preset on `nodes` processes for so many steps.
 
     kills, stops: (node, step, point): the node is killed (SIGKILL) or stopped (SIGSTOP) at that point of that step
@@ -77,7 +77,7 @@ def train(
     folder:       of checkpoints, kept; without it they go when the run ends
     listen:       address to wait at for nodes from elsewhere (see `node`); none is started here
     forks:        what starts the nodes; the same one for several runs saves their start
-    options:      fields of `Settings`
+    options:      fields of `TrainingSettings`
     Raises: ValueError for an unknown preset, system or point, numbers out of range, a node that fails twice or before
             it joins, an address that cannot be listened at, and folders as `checkpoint.prepare`
     """
@@ -91,7 +91,7 @@ def train(
     with ExitStack() as stack:
         if folder is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="checkpoints-")))
-        settings = Settings(
+        settings = TrainingSettings(
             PRESETS[preset],
             system,
             nodes,
@@ -101,17 +101,17 @@ def train(
             joins=tuple(joins),
             **options,
         )
-        checkpoint.prepare(folder, {"preset": preset, "seed": settings.seed}, steps, resume=settings.resume)
+        checkpoint.prepare_folder(folder, {"preset": preset, "seed": settings.seed}, steps, resume=settings.resume)
         if listen is None and forks is None:
-            forks = stack.enter_context(Forks())
+            forks = stack.enter_context(ForkLauncher())
         return _in_a_thread(_run(settings, listen, forks, progress))
 
 
-def _in_a_thread(run: Coroutine[Any, Any, Result]) -> Result:
+def _in_a_thread(run: Coroutine[Any, Any, TrainingResult]) -> TrainingResult:
     """Run to the end, also where this thread has an event loop, as in a notebook. An interrupt ends the run."""
     started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = Future()
 
-    async def noted() -> Result:
+    async def noted() -> TrainingResult:
         task = asyncio.current_task()
         assert task is not None
         started.set_result((asyncio.get_running_loop(), task))
@@ -129,8 +129,11 @@ def _in_a_thread(run: Coroutine[Any, Any, Result]) -> Result:
 
 
 async def _run(
-    settings: Settings, listen: tuple[str, int] | None, forks: Forks | None, progress: Callable[[Message], None]
-) -> Result:
+    settings: TrainingSettings,
+    listen: tuple[str, int] | None,
+    forks: ForkLauncher | None,
+    progress: Callable[[Message], None],
+) -> TrainingResult:
     from torch import distributed
 
     host, port = listen or ("127.0.0.1", 0)
@@ -142,7 +145,7 @@ async def _run(
     store = distributed.TCPStore(
         host, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=settings.timeout_s)
     )
-    launcher = Elsewhere() if forks is None else forks
+    launcher = RemoteLauncher() if forks is None else forks
     controller = Controller(settings, store.port, launcher, progress)
     server = await asyncio.start_server(controller.serve, host, port)
     launcher.open(server.sockets[0].getsockname())
@@ -160,10 +163,10 @@ async def _run(
     return _result(controller.journal, settings, ended)
 
 
-def _result(journal: Journal, settings: Settings, ended: str) -> Result:
+def _result(journal: Journal, settings: TrainingSettings, ended: str) -> TrainingResult:
     began = next((event["at_s"] for event in journal.events if event["event"] == "generation"), 0.0)
     seconds = journal.ended_s - began
-    return Result(
+    return TrainingResult(
         losses=[journal.losses[step] for step in sorted(journal.losses)],
         members=[journal.members[step] for step in sorted(journal.members)],
         failures=journal.failures,
@@ -178,7 +181,7 @@ def _result(journal: Journal, settings: Settings, ended: str) -> Result:
     )
 
 
-class Forks:
+class ForkLauncher:
     """Starts nodes of this machine, forked from one process that has imported what they need. For one run at a time."""
 
     def __init__(self) -> None:
@@ -191,7 +194,7 @@ class Forks:
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
 
-    def __enter__(self) -> Forks:
+    def __enter__(self) -> ForkLauncher:
         return self
 
     def __exit__(self, *raised: object) -> None:
@@ -218,7 +221,7 @@ class Forks:
             raise RuntimeError(f"the process that starts nodes has ended with status {self._process.wait()}") from None
 
 
-class Elsewhere:
+class RemoteLauncher:
     """Nodes that are started by others, and come."""
 
     def open(self, address: tuple[str, int]) -> None:
@@ -232,7 +235,7 @@ class Elsewhere:
 
 
 def _replayed(
-    trace: Trace, nodes: int, steps: int, others: Sequence[int]
+    trace: FailureTrace, nodes: int, steps: int, others: Sequence[int]
 ) -> tuple[list[tuple[int, int, str]], list[int]]:
     """Kills and joins of a trace, a minute a step, from the first minute at which it has so many nodes.
 
@@ -264,7 +267,7 @@ def _replayed(
 def _check(
     nodes: int, steps: int, preset: str, system: str, faults: Sequence[tuple[int, int, str]], joins: Sequence[int]
 ) -> None:
-    for name, value, known in (("preset", preset, sorted(PRESETS)), ("system", system, SYSTEMS)):
+    for name, value, known in (("preset", preset, sorted(PRESETS)), ("system", system, TRAINED_SYSTEMS)):
         if value not in known:
             raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
     shape = PRESETS[preset]

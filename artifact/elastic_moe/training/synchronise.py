@@ -11,7 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from artifact.elastic_moe.placement.migration import ExpertState
+from artifact.elastic_moe.placement.migration import ExpertKey
 from artifact.elastic_moe.training.collectives import Group
 
 
@@ -25,7 +25,7 @@ class Synchroniser:
 
     def __init__(self, group: Group, held: Sequence[Sequence[Collection[int]]]) -> None:
         self.group = group
-        self._holders: dict[ExpertState, list[int]] = {}
+        self._holders: dict[ExpertKey, list[int]] = {}
         for layer, ranks in enumerate(held):
             for expert in sorted(set().union(*ranks)):
                 holders = [rank for rank, experts in enumerate(ranks) if expert in experts]
@@ -42,7 +42,7 @@ class Synchroniser:
             parameter.grad = gradient.view_as(parameter)
         return total
 
-    def experts(self, parameters: Mapping[ExpertState, nn.Parameter]) -> None:
+    def experts(self, parameters: Mapping[ExpertKey, nn.Parameter]) -> None:
         """Sum each expert's gradient over its holders, in place: the same bits on each."""
         for parameter in parameters.values():
             parameter.grad = _gradient(parameter)

@@ -26,12 +26,12 @@ import torch
 from torch import Tensor, distributed
 
 from artifact.elastic_moe.placement.methods import Placement
-from artifact.elastic_moe.placement.migration import ExpertState, holdings_of
+from artifact.elastic_moe.placement.migration import ExpertKey, holdings_of
 from artifact.elastic_moe.presets import PRESETS
 from artifact.elastic_moe.training import checkpoint
 from artifact.elastic_moe.training.collectives import Group
-from artifact.elastic_moe.training.model import AcrossRanks, batch
-from artifact.elastic_moe.training.state import State
+from artifact.elastic_moe.training.model import DistributedDispatch, batch
+from artifact.elastic_moe.training.shard import ModelShard
 from artifact.elastic_moe.training.synchronise import Synchroniser
 from artifact.elastic_moe.training.wire import CONTROLLER_GONE, Connection, Message
 
@@ -54,7 +54,7 @@ class Worker:
         self.store = distributed.TCPStore(
             address[0], job["store_port"], is_master=False, wait_for_workers=False, timeout=timedelta(seconds=30)
         )
-        self.state: State | None = None
+        self.state: ModelShard | None = None
         self.group: Group | None = None
         self._report: Message | None = None  # of the last step that this process was prepared for
         self._prepared = False
@@ -113,15 +113,15 @@ class Worker:
         rank = members.index(self.node)
         (wanted,) = holdings_of(placements, [rank])
         if plan["source"] != "nodes":
-            self.state = State(self.preset, self.job["seed"], wanted, self.device)
+            self.state = ModelShard(self.preset, self.job["seed"], wanted, self.device)
             self._prepared, self._report = False, None
             if plan["source"] == "checkpoint":
                 named = {name: torch.empty_like(each) for name, each in self.state.named(wanted, dense=True).items()}
-                checkpoint.read(self.folder, plan["step"], named)
+                checkpoint.read_checkpoint(self.folder, plan["step"], named)
                 self.state.restore(named, plan["step"])
         joins = self.state is None
         if self.state is None:
-            self.state = State(self.preset, self.job["seed"], (), self.device)
+            self.state = ModelShard(self.preset, self.job["seed"], (), self.device)
             self.state.applied = plan["step"]
         if self.state.applied < plan["step"]:
             assert self._prepared, "a step that another rank has applied is one that all are prepared for"
@@ -172,7 +172,7 @@ class Worker:
         state, group = self._live()
         self._at("migration", plan["step"])
         send: list[list[Tensor]] = [[torch.empty(0, device=self.device)] for _ in range(group.size)]
-        expected: list[list[ExpertState]] = [[] for _ in range(group.size)]
+        expected: list[list[ExpertKey]] = [[] for _ in range(group.size)]
         for source, target in plan["joining"]:
             if source == rank:
                 send[target].append(state.pack_dense())
@@ -203,7 +203,7 @@ class Worker:
         state, group = self._live()
         state.keep(self._wanted)
         replicas_LRE = torch.stack([torch.from_numpy(layer.counts_NE) for layer in self._placements])
-        self._dispatch = AcrossRanks(group, replicas_LRE.to(self.device), self._at)
+        self._dispatch = DistributedDispatch(group, replicas_LRE.to(self.device), self._at)
         self._synchroniser = Synchroniser(group, [layer.nodes for layer in self._placements])
         first_LE = replicas_LRE.ne(0).long().argmax(1)
         self._written = [key for key in state.experts if first_LE[key] == group.rank]
@@ -275,7 +275,7 @@ class Worker:
         if group.rank == 0 and self.connection.lost.is_set():
             checkpoint.publish(self.folder, state.applied)
 
-    def _live(self) -> tuple[State, Group]:
+    def _live(self) -> tuple[ModelShard, Group]:
         if self.state is None or self.group is None:
             raise RuntimeError("a worker has state and a group from its first plan on")
         return self.state, self.group

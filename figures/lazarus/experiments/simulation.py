@@ -11,11 +11,18 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from artifact.elastic_moe.failures import Event, Trace, every, poisson, spot
-from artifact.elastic_moe.routing import MODELS, Model
-from artifact.elastic_moe.simulation.layouts import Groups, replicated
-from artifact.elastic_moe.simulation.simulator import STATES, SYSTEMS, Layouts, Result, routed, simulate
-from artifact.elastic_moe.simulation.step_time import TESTBEDS, WORKLOADS, gpt
+from artifact.elastic_moe.failures import FailureEvent, FailureTrace, periodic_failures, poisson_failures, spot_failures
+from artifact.elastic_moe.routing import GPT_MODELS, GptModel
+from artifact.elastic_moe.simulation.layouts import GroupLayout, replicated_layout
+from artifact.elastic_moe.simulation.simulator import (
+    PHASES,
+    SIMULATED_SYSTEMS,
+    LayoutCache,
+    SimulationResult,
+    default_loads,
+    simulate,
+)
+from artifact.elastic_moe.simulation.step_time import TESTBEDS, WORKLOADS, gpt_workload
 
 NODES = 10
 GPUS_A_NODE = 8
@@ -33,10 +40,10 @@ def controlled_failures(
     """
     rows = []
     for model in models:
-        layouts = Layouts(WORKLOADS[model], routed(WORKLOADS[model]))
+        layouts = LayoutCache(WORKLOADS[model], default_loads(WORKLOADS[model]))
         for interval in intervals_min:
             for seed in range(seeds):
-                trace = _last_first(interval, NODES) if idle_first else every(interval, NODES, seed=seed)
+                trace = _last_first(interval, NODES) if idle_first else periodic_failures(interval, NODES, seed=seed)
                 for system, steps in EVERY_MINUTES[interval].items():
                     result = simulate(
                         model, system, trace, "paper-gpu", 6 * interval, loads=layouts, checkpoint_steps=steps
@@ -49,7 +56,10 @@ def without_failures(*, models: Sequence[str], minutes: float) -> pd.DataFrame:
     """The same systems while nothing fails and nothing is saved. One row per (model, system)."""
     rows = []
     for model in models:
-        layouts, trace = Layouts(WORKLOADS[model], routed(WORKLOADS[model])), Trace("none", tuple(range(NODES)), ())
+        layouts, trace = (
+            LayoutCache(WORKLOADS[model], default_loads(WORKLOADS[model])),
+            FailureTrace("none", tuple(range(NODES)), ()),
+        )
         for system in ("lazarus", "ds"):
             result = simulate(model, system, trace, "paper-gpu", minutes, loads=layouts, checkpoint_steps=None)
             training = sum(segment.samples for segment in result.segments) / result.seconds["training"]
@@ -74,19 +84,19 @@ def timeline(
     """
     rows = []
     for model in models:
-        layouts = Layouts(WORKLOADS[model], routed(WORKLOADS[model]))
+        layouts = LayoutCache(WORKLOADS[model], default_loads(WORKLOADS[model]))
         for system in ("lazarus", "ds", "ds-ft"):
             if interval_min is None:
                 assert minutes is not None
-                trace, total_min = spot(cap=NODES, minutes=minutes, stride=stride), minutes
-                steps: int | None = SYSTEMS[system].checkpoint_steps
+                trace, total_min = spot_failures(cap=NODES, minutes=minutes, stride=stride), minutes
+                steps: int | None = SIMULATED_SYSTEMS[system].checkpoint_steps
             else:
-                trace, total_min = every(interval_min, NODES, seed=seed), 6 * interval_min
+                trace, total_min = periodic_failures(interval_min, NODES, seed=seed), 6 * interval_min
                 steps = EVERY_MINUTES[interval_min][system]
             result = simulate(model, system, trace, "paper-gpu", total_min, loads=layouts, checkpoint_steps=steps)
             for start_s, samples in _windows(result, window_s):
                 nodes = len(trace.nodes_at(start_s))
-                row = {"trace": trace.name, "model": model, "system": SYSTEMS[system].label}
+                row = {"trace": trace.name, "model": model, "system": SIMULATED_SYSTEMS[system].label}
                 minute = (start_s + window_s / 2) / 60
                 rows.append({**row, "minute": minute, "samples_per_s": samples / window_s, "nodes": nodes})
     return pd.DataFrame(rows)
@@ -98,13 +108,13 @@ def load_ratio(*, ratios: Sequence[float], num_nodes: int = NODES) -> pd.DataFra
     The embedding is left out. Groups of 2 nodes. layer_ms leaves out the gradients' reduction.
     One row per (ratio, system).
     """
-    work = gpt(Model("one layer", num_layers=1, dim=1024, num_experts=8, vocabulary=0), group_nodes=2)
+    work = gpt_workload(GptModel("one layer", num_layers=1, dim=1024, num_experts=8, vocabulary=0), group_nodes=2)
     testbed = TESTBEDS["paper-gpu"]
     rows = []
     for ratio in ratios:
         loads_LE = np.array([[round(1000 * ratio)] + 7 * [1000]])
-        lazarus = replicated(loads_LE, num_nodes, work.slots, work.min_replicas)
-        for system, layout in (("Lazarus", lazarus), ("DS", Groups(num_nodes // 2, 2, 1, 8))):
+        lazarus = replicated_layout(loads_LE, num_nodes, work.slots, work.min_replicas)
+        for system, layout in (("Lazarus", lazarus), ("DS", GroupLayout(num_nodes // 2, 2, 1, 8))):
             parts = testbed.parts(work, layout, loads_LE / loads_LE.sum())
             row = {"ratio": ratio, "system": system, "samples_per_s": work.batch(num_nodes) / parts.total_s}
             rows.append(row | {"layer_ms": 1000 * (parts.compute_s + parts.exchange_s)})
@@ -114,15 +124,15 @@ def load_ratio(*, ratios: Sequence[float], num_nodes: int = NODES) -> pd.DataFra
 def spot_trace(*, models: Sequence[str], minutes: Sequence[float], strides: Sequence[int]) -> pd.DataFrame:
     """The trace p3 at a cap of ten nodes, each system with its checkpoints of section 6.3 (figures 9 and 11).
 
-    strides: see `failures.spot`; 1 is the trace as it is
+    strides: see `spot_failures`; 1 is the trace as it is
     One row per (trace, model, minutes, stride, system).
     """
     rows = []
     for model in models:
-        layouts = Layouts(WORKLOADS[model], routed(WORKLOADS[model]))
+        layouts = LayoutCache(WORKLOADS[model], default_loads(WORKLOADS[model]))
         for length in minutes:
             for stride in strides:
-                trace = spot(cap=NODES, minutes=length, stride=stride)
+                trace = spot_failures(cap=NODES, minutes=length, stride=stride)
                 lost = [len(event.nodes) for event in trace.events if event.kind == "fail"]
                 for system in ("lazarus", "ds", "ds-ft"):
                     result = simulate(model, system, trace, "paper-gpu", length, loads=layouts)
@@ -141,10 +151,10 @@ def sixteen_nodes(*, models: Sequence[str], seeds: int, micro_batches: int = 20)
     rows = []
     for model in models:
         groups = WORKLOADS[model].group_nodes
-        work = gpt(MODELS[model], group_nodes=groups, micro_batches=micro_batches)
-        layouts = Layouts(work, routed(work))
+        work = gpt_workload(GPT_MODELS[model], group_nodes=groups, micro_batches=micro_batches)
+        layouts = LayoutCache(work, default_loads(work))
         for seed in range(seeds):
-            trace = every(5, 16, seed=seed)
+            trace = periodic_failures(5, 16, seed=seed)
             for system, steps in {"lazarus": None, "tutel": 50, "tutel-ft": 250}.items():
                 result = simulate(
                     work,
@@ -171,16 +181,16 @@ def deepseek_v3(
     One row per (gpus, p, trial, system); hours are those that so many samples take at the run's mean throughput.
     """
     work, testbed = WORKLOADS["DeepSeek-V3"], TESTBEDS["h200-deepseek-v3"]
-    layouts = Layouts(work, routed(work))
+    layouts = LayoutCache(work, default_loads(work))
     rows = []
     for gpus, chance in cases:
         nodes = gpus // GPUS_A_NODE
         rate = -math.log1p(-chance)
         pays_s = math.sqrt(2 * testbed.checkpoint_s(work, nodes) * 3600 / (nodes * rate))
         for trial in range(trials):
-            trace = poisson(rate, nodes, most_hours, repair_hours=1, seed=trial)
+            trace = poisson_failures(rate, nodes, most_hours, repair_hours=1, seed=trial)
             for system, factor in (("lazarus", 5), ("ds", 1), ("ds-ft", 5)):
-                layout = layouts.of(SYSTEMS[system], nodes, 0)
+                layout = layouts.of(SIMULATED_SYSTEMS[system], nodes, 0)
                 assert layout is not None
                 step_s = testbed.step_s(work, system, layout, layouts.share_LE(0))
                 result = simulate(
@@ -207,7 +217,7 @@ def large_cluster(*, cases: Sequence[tuple[int, float]], rate_per_hour: float, s
     rows = []
     for nodes, hours in cases:
         testbed = replace(TESTBEDS["paper-gpu"], storage_gbps=nodes)
-        trace = poisson(rate_per_hour, nodes, hours, repair_hours=1, seed=seed)
+        trace = poisson_failures(rate_per_hour, nodes, hours, repair_hours=1, seed=seed)
         for system in ("lazarus", "ds", "ds-ft"):
             start = time.perf_counter()
             result = simulate("GPT-L", system, trace, testbed, 60 * hours)
@@ -216,11 +226,11 @@ def large_cluster(*, cases: Sequence[tuple[int, float]], rate_per_hour: float, s
     return pd.DataFrame(rows)
 
 
-def _row(result: Result, **dimensions: Any) -> dict[str, Any]:
-    spent: Mapping[str, float] = {f"{state}_s": result.seconds[state] for state in STATES}
+def _row(result: SimulationResult, **dimensions: Any) -> dict[str, Any]:
+    spent: Mapping[str, float] = {f"{state}_s": result.seconds[state] for state in PHASES}
     return {
         **dimensions,
-        "system": SYSTEMS[result.system].label,
+        "system": SIMULATED_SYSTEMS[result.system].label,
         "samples": result.samples,
         "samples_per_s": result.samples_per_s,
         "steps": result.steps,
@@ -231,7 +241,7 @@ def _row(result: Result, **dimensions: Any) -> dict[str, Any]:
     }
 
 
-def _windows(result: Result, window_s: float) -> list[tuple[float, float]]:
+def _windows(result: SimulationResult, window_s: float) -> list[tuple[float, float]]:
     """Start of each whole window, and the samples done in it: those of a segment are spread evenly over it."""
     edges = [0.0] + [segment.end_s for segment in result.segments]
     done = np.cumsum([0] + [segment.samples for segment in result.segments])
@@ -239,8 +249,8 @@ def _windows(result: Result, window_s: float) -> list[tuple[float, float]]:
     return list(zip(starts.tolist(), np.diff(np.interp([*starts, starts[-1] + window_s], edges, done)), strict=True))
 
 
-def _last_first(interval_min: float, num_nodes: int) -> Trace:
+def _last_first(interval_min: float, num_nodes: int) -> FailureTrace:
     """As `every`, the highest number first: groups are formed of the lowest ones, so that idle nodes come first."""
     fallen = range(num_nodes - 1, (num_nodes + 1) // 2 - 1, -1)
-    events = [Event(60 * interval_min * turn, "fail", (node,)) for turn, node in enumerate(fallen, start=1)]
-    return Trace("idle first", tuple(range(num_nodes)), tuple(events))
+    events = [FailureEvent(60 * interval_min * turn, "fail", (node,)) for turn, node in enumerate(fallen, start=1)]
+    return FailureTrace("idle first", tuple(range(num_nodes)), tuple(events))

@@ -19,9 +19,9 @@ import pandas as pd
 from artifact.elastic_moe import routing
 from artifact.elastic_moe.placement.allocation import allocate
 from artifact.elastic_moe.placement.methods import Placement, mro_group_sizes, place
-from artifact.elastic_moe.placement.migration import assign, holdings_of, transfers
+from artifact.elastic_moe.placement.migration import assign_nodes, holdings_of, transfers
 from artifact.elastic_moe.placement.probability import mro_closed_form, recovery, upper_bound
-from artifact.elastic_moe.routing import MODELS, LoadTrace, smartmoe, top_experts
+from artifact.elastic_moe.routing import GPT_MODELS, LoadTrace, smartmoe_loads, top_experts
 from figures.lazarus.alignment import align
 from figures.lazarus.balance import allocate_balanced
 
@@ -51,11 +51,11 @@ that the paper names: the trace has each tenth, from 1 on."""
 def load_skew(*, traces: Sequence[str]) -> pd.DataFrame:
     """How much of a layer's tokens its hottest experts have. One row per (trace, iteration, layer).
 
-    traces: functions of `routing`, of recorded loads
+    traces: names of recorded loads, of `routing.LOAD_TRACES`
     """
     tables = []
     for name in traces:
-        trace: LoadTrace = getattr(routing, name)()
+        trace = routing.LOAD_TRACES[name]()
         falling_ILE = -np.sort(-trace.counts_ILE, axis=2)
         total_IL = falling_ILE.sum(axis=2)
         iterations, layers, experts = trace.counts_ILE.shape
@@ -233,7 +233,9 @@ def transferred(*, cases: Sequence[tuple[str, int, int]], most: int) -> pd.DataF
         for failed in _recoverable(before, lost, most):
             holdings = holdings_of(before, [node for node in range(NODES) if node not in failed])
             for method in ASSIGNMENTS:
-                sent = transfers(holdings, after, assign(holdings, after, method), MODELS[model].expert_state_bytes)
+                sent = transfers(
+                    holdings, after, assign_nodes(holdings, after, method), GPT_MODELS[model].expert_state_bytes
+                )
                 case = {"loads": loads.name, "model": model, "iteration": iteration, "lost": lost}
                 case |= {"numbering": numbering, "failed": _text([node + 1 for node in failed]), "method": method}
                 rows.append({**case, "experts": len(sent), "bytes": sum(each.num_bytes for each in sent)})
@@ -344,7 +346,9 @@ def _skewed() -> dict[str, list[float]]:
 
 def _loads(model: str, iteration: int) -> LoadTrace:
     """Of the model's layers, the hottest experts at this iteration."""
-    return top_experts(smartmoe(), MODELS[model].num_layers, MODELS[model].num_experts, iteration=iteration)
+    return top_experts(
+        smartmoe_loads(), GPT_MODELS[model].num_layers, GPT_MODELS[model].num_experts, iteration=iteration
+    )
 
 
 def _layers(label: str, loads_LE: np.ndarray, nodes: int, numbering: str = "rising load") -> list[Placement]:

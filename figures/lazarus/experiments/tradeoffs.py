@@ -19,7 +19,7 @@ from scipy.stats import binom, hypergeom, poisson
 from artifact.elastic_moe import failures, routing
 from artifact.elastic_moe.placement.allocation import allocate
 from artifact.elastic_moe.placement.methods import Placement, place
-from artifact.elastic_moe.placement.migration import assign, holdings_of, transfers
+from artifact.elastic_moe.placement.migration import assign_nodes, holdings_of, transfers
 from artifact.elastic_moe.placement.probability import domain_recovery, recovery
 from artifact.elastic_moe.routing import LoadTrace
 from figures.lazarus.alignment import align
@@ -86,10 +86,10 @@ def losses_at_once(*, caps: Sequence[int | None] = (None, 10)) -> pd.DataFrame:
     caps: of the spot trace p3, all of whose nodes are used without one
     One row per (trace, nodes_lost).
     """
-    kept = {"InfiniteHBD, 400 servers": (failures.infinitehbd(), INFINITEHBD_HOURS)}
+    kept = {"InfiniteHBD, 400 servers": (failures.infinitehbd_failures(), INFINITEHBD_HOURS)}
     for cap in caps:
         label = "p3, all instances" if cap is None else f"p3, {cap} in use"
-        kept[label] = (failures.spot(cap=cap), P3_HOURS)
+        kept[label] = (failures.spot_failures(cap=cap), P3_HOURS)
     rows = []
     for label, (trace, hours) in kept.items():
         instants = _instants(trace)
@@ -183,7 +183,7 @@ def rebalances(*, traces: Mapping[str, Sequence[float]], systems: Sequence[str] 
             for before, after, index in zip(plans, plans[1:], due[1:], strict=False):
                 for mapping in order:
                     holdings = holdings_of(before, order[mapping])
-                    chosen = list(nodes) if mapping == "none" else assign(holdings, after, mapping)  # type: ignore[arg-type]
+                    chosen = list(nodes) if mapping == "none" else assign_nodes(holdings, after, mapping)  # type: ignore[arg-type]
                     moved = transfers(holdings, after, chosen, job.state_bytes)
                     ends = [Counter(each.source for each in moved), Counter(each.target for each in moved)]
                     busiest = max(max(end.values(), default=0) for end in ends)
@@ -201,12 +201,14 @@ def loads_of(model: str) -> LoadTrace:
 
     Raises: ValueError if the model is unknown
     """
-    if model not in routing.MODELS and model not in EXPERT_PARAMETERS:
-        raise ValueError(f"a model must be one of {', '.join([*routing.MODELS, *EXPERT_PARAMETERS])}, got {model!r}")
-    if model in routing.MODELS:
-        trace = routing.top_experts(routing.smartmoe(), 12, routing.MODELS[model].num_experts, iteration=STEP)
+    if model not in routing.GPT_MODELS and model not in EXPERT_PARAMETERS:
+        raise ValueError(
+            f"a model must be one of {', '.join([*routing.GPT_MODELS, *EXPERT_PARAMETERS])}, got {model!r}"
+        )
+    if model in routing.GPT_MODELS:
+        trace = routing.top_experts(routing.smartmoe_loads(), 12, routing.GPT_MODELS[model].num_experts, iteration=STEP)
         return LoadTrace(trace.name, trace.at(STEP)[None], (STEP,))
-    trace = routing.esft() if model == "DeepSeek-V2-Lite" else routing.olmoe()
+    trace = routing.esft_loads() if model == "DeepSeek-V2-Lite" else routing.olmoe_loads()
     return LoadTrace(trace.name, trace.counts_ILE.sum(axis=0, keepdims=True), (0,))
 
 
@@ -253,13 +255,15 @@ class Job:
 def job_of(name: str) -> Job:
     """SmartMoE: GPT-L by its trace; Generated: the same with drifting loads; DeepSeek-V2-Lite: four tasks in turn."""
     if name == "DeepSeek-V2-Lite":
-        return Job(routing.esft(), 16, 12, 14 * EXPERT_PARAMETERS[name])
-    gpt = routing.MODELS["GPT-L"]
-    recorded = routing.smartmoe()
+        return Job(routing.esft_loads(), 16, 12, 14 * EXPERT_PARAMETERS[name])
+    gpt = routing.GPT_MODELS["GPT-L"]
+    recorded = routing.smartmoe_loads()
     if name == "SmartMoE":
         loads = routing.top_experts(recorded, gpt.num_layers, gpt.num_experts)
     elif name == "Generated":
-        made = routing.drifting(gpt.num_layers, gpt.num_experts, len(recorded.iterations), skew=1, drift=0.1, seed=0)
+        made = routing.drifting_loads(
+            gpt.num_layers, gpt.num_experts, len(recorded.iterations), skew=1, drift=0.1, seed=0
+        )
         loads = LoadTrace(made.name, made.counts_ILE, recorded.iterations)
     else:
         raise ValueError(f"a trace must be SmartMoE, Generated or DeepSeek-V2-Lite, got {name!r}")
@@ -289,12 +293,12 @@ def _processes(
     for rate in rates_per_hour:
         chance_K = binom.pmf(failed_K, num_nodes, -math.expm1(-rate * window_s / 3600))
         yield "independent", rate, 3600 / window_s, chance_K
-    spot = _instants(failures.spot(cap=num_nodes))
+    spot = _instants(failures.spot_failures(cap=num_nodes))
     total = sum(spot.values())
     lost = sum(size * count for size, count in spot.items())
     chance_K = np.array([spot[failed] / total for failed in range(num_nodes + 1)])
     yield "p3", lost / num_nodes / P3_HOURS, total / P3_HOURS, chance_K
-    servers = _instants(failures.infinitehbd())
+    servers = _instants(failures.infinitehbd_failures())
     total = sum(servers.values())
     lost = sum(size * count for size, count in servers.items())
     hit_K = sum(
@@ -309,6 +313,6 @@ def _processes(
     )
 
 
-def _instants(trace: failures.Trace) -> Counter[int]:
+def _instants(trace: failures.FailureTrace) -> Counter[int]:
     """Minutes in which so many nodes fail."""
     return Counter(len(event.nodes) for event in trace.events if event.kind == "fail")

@@ -8,12 +8,12 @@ from typing import Any
 
 import pandas as pd
 
-from artifact.elastic_moe.failures import Event, Trace
+from artifact.elastic_moe.failures import FailureEvent, FailureTrace
 from artifact.elastic_moe.presets import PRESETS
 from artifact.elastic_moe.simulation.simulator import simulate
-from artifact.elastic_moe.simulation.step_time import calibrated
-from artifact.elastic_moe.training.run import Forks, Result, train
-from artifact.elastic_moe.training.state import losses_in_one_process
+from artifact.elastic_moe.simulation.step_time import calibrated_testbed
+from artifact.elastic_moe.training.run import ForkLauncher, TrainingResult, train
+from artifact.elastic_moe.training.shard import losses_in_one_process
 
 LABELS = {"lazarus": "Lazarus", "ds-ft": "DS(FT)", "ds": "DS"}
 
@@ -24,7 +24,7 @@ def recoveries(*, nodes: int, steps: int, points: Sequence[str], preset: str, se
     One row per (point, phase): from `start_ms` to `end_ms`.
     """
     rows = []
-    with Forks() as forks:
+    with ForkLauncher() as forks:
         for point in points:
             result = train(
                 nodes=nodes, steps=steps, preset=preset, kills=[(1, steps // 2, point)], seed=seed, forks=forks
@@ -88,13 +88,15 @@ def systems(
     """
     rows = []
     options: dict[str, Any] = {"preset": preset, "checkpoint_interval": checkpoint_interval, "seed": seed}
-    with Forks() as forks:
+    with ForkLauncher() as forks:
         testbed = _calibrated(nodes, nodes - len(kills), steps, options, forks)
         for system, label in LABELS.items():
             result = train(nodes=nodes, steps=steps, system=system, kills=kills, forks=forks, **options)
             begin = next(event["at_s"] for event in result.events if event["event"] == "generation")
-            events = [Event(each["failed_at_s"] - begin, "fail", (each["node"],)) for each in result.failures]
-            trace = Trace("as it was", tuple(range(nodes)), tuple(sorted(events, key=lambda event: event.time_s)))
+            events = [FailureEvent(each["failed_at_s"] - begin, "fail", (each["node"],)) for each in result.failures]
+            trace = FailureTrace(
+                "as it was", tuple(range(nodes)), tuple(sorted(events, key=lambda event: event.time_s))
+            )
             simulated = simulate(
                 preset, system, trace, testbed, result.seconds / 60, checkpoint_steps=checkpoint_interval
             )
@@ -114,7 +116,7 @@ def systems(
     return pd.DataFrame(rows)
 
 
-def _calibrated(most: int, least: int, steps: int, options: dict[str, Any], forks: Forks) -> Any:
+def _calibrated(most: int, least: int, steps: int, options: dict[str, Any], forks: ForkLauncher) -> Any:
     step_s: dict[str, dict[int, float]] = {system: {} for system in LABELS}
     checkpoints = []
     for system in ("lazarus", "ds"):
@@ -130,7 +132,7 @@ def _calibrated(most: int, least: int, steps: int, options: dict[str, Any], fork
         ).failures[0]["outage_s"]
         for system in ("lazarus", "ds")
     }
-    return calibrated(
+    return calibrated_testbed(
         "measured-cpu",
         step_s=step_s,
         outage_s=outages["lazarus"],
@@ -139,6 +141,6 @@ def _calibrated(most: int, least: int, steps: int, options: dict[str, Any], fork
     )
 
 
-def _besides_steps(result: Result) -> float:
+def _besides_steps(result: TrainingResult) -> float:
     """Seconds of a run without failures that are not of steps: its checkpoints."""
     return max(0.0, result.seconds - sum(seconds for _, _, seconds in result.step_seconds))

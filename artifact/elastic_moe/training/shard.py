@@ -11,20 +11,20 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from artifact.elastic_moe.placement.migration import ExpertState
+from artifact.elastic_moe.placement.migration import ExpertKey
 from artifact.elastic_moe.presets import Preset
-from artifact.elastic_moe.training.model import InOneProcess, MoeGpt, batch, new_expert
+from artifact.elastic_moe.training.model import LocalDispatch, MoeGpt, batch, new_expert
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-class State:
+class ModelShard:
     """A model before its first step, with the experts in `held`.
 
     applied: steps that are in the weights
     """
 
-    def __init__(self, preset: Preset, seed: int, held: Iterable[ExpertState], device: torch.device) -> None:
+    def __init__(self, preset: Preset, seed: int, held: Iterable[ExpertKey], device: torch.device) -> None:
         self.preset, self.device, self.applied = preset, device, 0
         self.model = MoeGpt(preset, seed).to(device)
         self.experts = {key: nn.Parameter(new_expert(preset, seed, *key).to(device)) for key in sorted(held)}
@@ -52,7 +52,7 @@ class State:
     def clear_gradients(self) -> None:
         self._optimizer.zero_grad(set_to_none=True)
 
-    def keep(self, wanted: Collection[ExpertState]) -> None:
+    def keep(self, wanted: Collection[ExpertKey]) -> None:
         """Give up all other experts. Raises: KeyError if one is not held"""
         self.experts = {key: self.experts[key] for key in sorted(wanted)}
         self._optimizer = self._new_optimizer(self._optimizer)
@@ -61,7 +61,7 @@ class State:
         """All that every process holds."""
         return torch.cat([self._pack(parameter) for parameter in self.model.parameters()])
 
-    def pack_expert(self, key: ExpertState) -> Tensor:
+    def pack_expert(self, key: ExpertKey) -> Tensor:
         return self._pack(self.experts[key])
 
     def unpack_dense(self, packed: Tensor) -> None:
@@ -69,12 +69,12 @@ class State:
         for parameter, part in zip(parameters, packed.split([3 * each.numel() for each in parameters]), strict=True):
             self._unpack(parameter, part)
 
-    def unpack_expert(self, key: ExpertState, packed: Tensor) -> None:
+    def unpack_expert(self, key: ExpertKey, packed: Tensor) -> None:
         """Hold an expert from here on."""
         self.experts[key] = nn.Parameter(torch.empty(self.preset.expert_parameters, device=self.device))
         self._unpack(self.experts[key], packed)
 
-    def named(self, keys: Collection[ExpertState], *, dense: bool) -> dict[str, Tensor]:
+    def named(self, keys: Collection[ExpertKey], *, dense: bool) -> dict[str, Tensor]:
         """Packed tensors of some experts, and of the rest if `dense`, by name: what a checkpoint consists of."""
         named = {_name(key): self._pack(self.experts[key]).cpu() for key in keys}
         for name, parameter in self.model.named_parameters() if dense else ():
@@ -131,14 +131,14 @@ class State:
         return new
 
 
-def _name(key: ExpertState) -> str:
+def _name(key: ExpertKey) -> str:
     return f"layers.{key[0]}.experts.{key[1]}"
 
 
 def losses_in_one_process(preset: Preset, seed: int, steps: int) -> list[float]:
     """Losses of the same training without any other process: what elastic training must equal, step by step."""
     every = [(layer, expert) for layer in range(preset.num_layers) for expert in range(preset.num_experts)]
-    state, dispatch, losses = State(preset, seed, every, torch.device("cpu")), InOneProcess(preset), []
+    state, dispatch, losses = ModelShard(preset, seed, every, torch.device("cpu")), LocalDispatch(preset), []
     for step in range(steps):
         sample_BT = batch(preset, seed, step)
         loss = state.model.loss_sum(sample_BT, state.layers, dispatch) / sample_BT[:, 1:].numel()
