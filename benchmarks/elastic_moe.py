@@ -12,11 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from artifact.elastic_moe import Placement, allocate, assign_nodes, holdings_of, place, recovery
 from artifact.elastic_moe.placement import probability as exactly
-from artifact.elastic_moe.placement.allocation import allocate
-from artifact.elastic_moe.placement.methods import Placement, place
-from artifact.elastic_moe.placement.migration import assign_nodes, holdings_of
-from artifact.elastic_moe.placement.probability import recovery
 from artifact.elastic_moe.training.dispatch import plan_dispatch
 
 REPEATS = 15

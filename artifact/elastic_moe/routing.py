@@ -84,6 +84,7 @@ GPT_MODELS = {
     "GPT-M": GptModel("GPT-M", num_layers=12, dim=1024, num_experts=12),
     "GPT-L": GptModel("GPT-L", num_layers=12, dim=1024, num_experts=16),
 }
+"""The models of Lazarus's evaluation by name."""
 
 
 def smartmoe_loads() -> LoadTrace:

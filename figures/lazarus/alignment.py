@@ -18,8 +18,7 @@ from itertools import accumulate, chain
 import numba
 import numpy as np
 
-from artifact.elastic_moe.placement.methods import Placement
-from artifact.elastic_moe.placement.probability import recovery
+from artifact.elastic_moe import Placement, recovery
 from artifact.elastic_moe.placement.search import COLD, DOUBT, WARM, Candidate, FailureSets, SearchProblem
 from artifact.elastic_moe.placement.search_kernels import EQUAL, Floats, Integers, Words, bit_count
 

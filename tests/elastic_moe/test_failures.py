@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from artifact import datasets
-from artifact.elastic_moe.failures import (
+from artifact.elastic_moe import (
     FailureEvent,
     FailureTrace,
     infinitehbd_failures,

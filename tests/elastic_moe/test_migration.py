@@ -8,8 +8,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from artifact.elastic_moe.placement.methods import Placement
-from artifact.elastic_moe.placement.migration import Transfer, Unrecoverable, assign_nodes, holdings_of, transfers
+from artifact.elastic_moe import Placement, Transfer, Unrecoverable, assign_nodes, holdings_of, transfers
 
 
 def placement(*nodes):

@@ -6,7 +6,7 @@ from itertools import combinations
 
 import pytest
 
-from artifact.elastic_moe.placement.methods import METHODS
+from artifact.elastic_moe import METHODS
 
 KEYS = {"replicas", "placement", "recovery_probability", "exact", "seconds", "max_load_ratio"}
 EXAMPLE = ("place", "--replicas", "2,2,3,4,5", "--nodes", 5, "--slots", 4)

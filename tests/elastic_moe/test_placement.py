@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from artifact.elastic_moe.placement.allocation import allocate
-from artifact.elastic_moe.placement.methods import METHODS, Placement, mro_group_sizes, place
+from artifact.elastic_moe import METHODS, Placement, allocate, mro_group_sizes, place
 
 OTHERS = [method for method in METHODS if method != "best"]  # `best` is tested with the search
 

@@ -9,16 +9,18 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from artifact.elastic_moe.placement import probability as module
-from artifact.elastic_moe.placement.methods import Placement, mro_group_sizes, place
-from artifact.elastic_moe.placement.probability import (
+from artifact.elastic_moe import (
+    Placement,
     domain_recovery,
-    expected,
     mro_closed_form,
+    mro_group_sizes,
+    place,
     recovery,
     survival,
     upper_bound,
 )
+from artifact.elastic_moe.placement import probability as module
+from artifact.elastic_moe.placement.probability import expected
 
 
 def enumerated(placements, num_nodes):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from artifact import datasets
-from artifact.elastic_moe.routing import (
+from artifact.elastic_moe import (
     GPT_MODELS,
     LoadTrace,
     drifting_loads,
@@ -48,7 +48,7 @@ def test_models_have_the_papers_parameters_and_expert_states(name, millions, sta
     ],
 )
 def test_replicas_of_the_real_trace_at_step_200(model, layer, expected):
-    from artifact.elastic_moe.placement.allocation import allocate
+    from artifact.elastic_moe import allocate
 
     real("smartmoe")
     spec = GPT_MODELS[model]

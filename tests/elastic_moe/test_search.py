@@ -10,8 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from artifact.elastic_moe.placement.methods import METHODS, Placement, place
-from artifact.elastic_moe.placement.probability import recovery, upper_bound
+from artifact.elastic_moe import METHODS, Placement, place, recovery, upper_bound
 from artifact.elastic_moe.placement.search import best_placement
 
 # (slots, replicas, failures, most failure sets that any placement survives), by full enumeration of placements. In all

@@ -4,8 +4,7 @@ import json
 
 import pytest
 
-from artifact.elastic_moe.failures import periodic_failures
-from artifact.elastic_moe.simulation.simulator import PHASES, SIMULATED_SYSTEMS, simulate
+from artifact.elastic_moe import PHASES, SIMULATED_SYSTEMS, periodic_failures, simulate
 
 KEYS = {"model", "system", "failures", "testbed", "minutes", "samples", "steps", "samples_per_s", "lost_samples"}
 KEYS |= {"lost_steps", "restarts", "reconfigurations", "rebalances", "moved_states", "state_seconds", "timeline"}

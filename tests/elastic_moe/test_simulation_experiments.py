@@ -5,8 +5,7 @@ import math
 import pandas as pd
 import pytest
 
-from artifact.elastic_moe.failures import periodic_failures
-from artifact.elastic_moe.simulation.simulator import PHASES, simulate
+from artifact.elastic_moe import PHASES, periodic_failures, simulate
 from figures.lazarus import experiments, metrics
 from figures.lazarus.metrics import simulation as simulation_metrics
 from figures.lazarus.plots.simulation import FIGURES

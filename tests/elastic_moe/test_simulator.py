@@ -5,11 +5,23 @@ from itertools import pairwise
 import numpy as np
 import pytest
 
-from artifact.elastic_moe.failures import FailureEvent, FailureTrace, periodic_failures, poisson_failures
-from artifact.elastic_moe.routing import LoadTrace, drifting_loads
+from artifact.elastic_moe import (
+    PHASES,
+    SIMULATED_SYSTEMS,
+    TESTBEDS,
+    WORKLOADS,
+    FailureEvent,
+    FailureTrace,
+    LayoutCache,
+    LoadTrace,
+    calibrated_testbed,
+    default_loads,
+    drifting_loads,
+    periodic_failures,
+    poisson_failures,
+    simulate,
+)
 from artifact.elastic_moe.simulation.layouts import GroupLayout
-from artifact.elastic_moe.simulation.simulator import PHASES, SIMULATED_SYSTEMS, LayoutCache, default_loads, simulate
-from artifact.elastic_moe.simulation.step_time import TESTBEDS, WORKLOADS, calibrated_testbed
 
 EVEN = LoadTrace("even", np.ones((1, 2, 8), dtype=np.int64), (1,))
 DRIFTING = drifting_loads(2, 8, 200, skew=1, drift=0.2, seed=1)

@@ -8,15 +8,23 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from artifact.elastic_moe import (
+    GPT_MODELS,
+    PRESETS,
+    TESTBEDS,
+    WORKLOADS,
+    Placement,
+    allocate,
+    calibrated_testbed,
+    gpt_workload,
+    place,
+    smartmoe_loads,
+    top_experts,
+)
+from artifact.elastic_moe import Testbed as Rates
 from artifact.elastic_moe.placement import migration
-from artifact.elastic_moe.placement.allocation import allocate
-from artifact.elastic_moe.placement.methods import Placement, place
-from artifact.elastic_moe.presets import PRESETS
-from artifact.elastic_moe.routing import GPT_MODELS, smartmoe_loads, top_experts
 from artifact.elastic_moe.simulation import layouts
 from artifact.elastic_moe.simulation.layouts import GroupLayout, ReplicatedLayout
-from artifact.elastic_moe.simulation.step_time import TESTBEDS, WORKLOADS, calibrated_testbed, gpt_workload
-from artifact.elastic_moe.simulation.step_time import Testbed as Rates
 
 ROUND = Rates("round", flops=1e12, link_gbps=8, transfer_gbps=8, storage_gbps=80, storage_node_gbps=16)
 

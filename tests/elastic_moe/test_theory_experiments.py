@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from artifact.elastic_moe.placement.probability import recovery
+from artifact.elastic_moe import recovery
 from figures.lazarus import experiments, metrics
 from figures.lazarus.experiments import theory
 from figures.lazarus.plots.theory import FIGURES

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from artifact.elastic_moe.routing import LoadTrace
+from artifact.elastic_moe import LoadTrace
 from figures.lazarus import experiments, metrics
 from figures.lazarus.experiments import tradeoffs
 from figures.lazarus.plots.tradeoffs import FIGURES

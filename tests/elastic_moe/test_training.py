@@ -7,11 +7,10 @@ import pytest
 import torch
 from training_runs import TINY, alone, checked
 
-from artifact.elastic_moe.failures import FailureEvent, FailureTrace
+from artifact.elastic_moe import FailureEvent, FailureTrace, train
 from artifact.elastic_moe.training import checkpoint
 from artifact.elastic_moe.training.collectives import Group
 from artifact.elastic_moe.training.controller import Controller
-from artifact.elastic_moe.training.run import train
 
 pytestmark = pytest.mark.slow
 

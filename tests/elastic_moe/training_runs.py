@@ -7,8 +7,7 @@ from functools import cache
 import pytest
 import torch
 
-from artifact.elastic_moe.presets import PRESETS
-from artifact.elastic_moe.training.shard import losses_in_one_process
+from artifact.elastic_moe import PRESETS, losses_in_one_process
 
 TINY = PRESETS["tiny"]
 LONGEST = 24

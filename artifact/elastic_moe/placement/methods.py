@@ -18,6 +18,7 @@ from itertools import chain
 import numpy as np
 
 METHODS = ("mro", "best", "spread", "compact", "random", "eplb")
+"""Ways to place replicas, see `place`: Lazarus's own, a search for the best, and baselines."""
 
 
 @dataclass(frozen=True)

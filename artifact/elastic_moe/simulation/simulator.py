@@ -12,7 +12,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Literal, TypeVar
+from typing import Literal, TypeVar, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,7 +25,8 @@ from artifact.elastic_moe.simulation.step_time import TESTBEDS, WORKLOADS, TimeM
 
 Phase = Literal["training", "checkpointing", "rebalancing", "reconfiguring", "restarting", "stalled"]
 _T = TypeVar("_T")
-PHASES: tuple[Phase, ...] = ("training", "checkpointing", "rebalancing", "reconfiguring", "restarting", "stalled")
+PHASES: tuple[Phase, ...] = get_args(Phase)
+"""What a simulated cluster can be doing; stalled: it waits for nodes that hold every expert."""
 
 
 @dataclass(frozen=True)

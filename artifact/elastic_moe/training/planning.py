@@ -19,6 +19,7 @@ from artifact.elastic_moe.placement.migration import ExpertKey, Transfer, assign
 from artifact.elastic_moe.presets import Preset
 
 TRAINED_SYSTEMS = ("lazarus", "ds", "ds-ft")
+"""Systems that `train` runs on processes: Lazarus, and DeepSpeed without and with recovery in place."""
 
 
 class TooFewNodes(ValueError):

@@ -11,18 +11,25 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from artifact.elastic_moe.failures import FailureEvent, FailureTrace, periodic_failures, poisson_failures, spot_failures
-from artifact.elastic_moe.routing import GPT_MODELS, GptModel
-from artifact.elastic_moe.simulation.layouts import GroupLayout, replicated_layout
-from artifact.elastic_moe.simulation.simulator import (
+from artifact.elastic_moe import (
+    GPT_MODELS,
     PHASES,
     SIMULATED_SYSTEMS,
+    TESTBEDS,
+    WORKLOADS,
+    FailureEvent,
+    FailureTrace,
+    GptModel,
     LayoutCache,
     SimulationResult,
     default_loads,
+    gpt_workload,
+    periodic_failures,
+    poisson_failures,
     simulate,
+    spot_failures,
 )
-from artifact.elastic_moe.simulation.step_time import TESTBEDS, WORKLOADS, gpt_workload
+from artifact.elastic_moe.simulation.layouts import GroupLayout, replicated_layout
 
 NODES = 10
 GPUS_A_NODE = 8

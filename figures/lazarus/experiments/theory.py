@@ -16,12 +16,23 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 
-from artifact.elastic_moe import routing
-from artifact.elastic_moe.placement.allocation import allocate
-from artifact.elastic_moe.placement.methods import Placement, mro_group_sizes, place
-from artifact.elastic_moe.placement.migration import assign_nodes, holdings_of, transfers
-from artifact.elastic_moe.placement.probability import mro_closed_form, recovery, upper_bound
-from artifact.elastic_moe.routing import GPT_MODELS, LoadTrace, smartmoe_loads, top_experts
+from artifact.elastic_moe import (
+    GPT_MODELS,
+    LoadTrace,
+    Placement,
+    allocate,
+    assign_nodes,
+    holdings_of,
+    mro_closed_form,
+    mro_group_sizes,
+    place,
+    recovery,
+    routing,
+    smartmoe_loads,
+    top_experts,
+    transfers,
+    upper_bound,
+)
 from figures.lazarus.alignment import align
 from figures.lazarus.balance import allocate_balanced
 

@@ -16,12 +16,19 @@ import pandas as pd
 from numpy.typing import NDArray
 from scipy.stats import binom, hypergeom, poisson
 
-from artifact.elastic_moe import failures, routing
-from artifact.elastic_moe.placement.allocation import allocate
-from artifact.elastic_moe.placement.methods import Placement, place
-from artifact.elastic_moe.placement.migration import assign_nodes, holdings_of, transfers
-from artifact.elastic_moe.placement.probability import domain_recovery, recovery
-from artifact.elastic_moe.routing import LoadTrace
+from artifact.elastic_moe import (
+    LoadTrace,
+    Placement,
+    allocate,
+    assign_nodes,
+    domain_recovery,
+    failures,
+    holdings_of,
+    place,
+    recovery,
+    routing,
+    transfers,
+)
 from figures.lazarus.alignment import align
 from figures.lazarus.balance import allocate_balanced
 

@@ -8,12 +8,17 @@ from typing import Any
 
 import pandas as pd
 
-from artifact.elastic_moe.failures import FailureEvent, FailureTrace
-from artifact.elastic_moe.presets import PRESETS
-from artifact.elastic_moe.simulation.simulator import simulate
-from artifact.elastic_moe.simulation.step_time import calibrated_testbed
-from artifact.elastic_moe.training.run import ForkLauncher, TrainingResult, train
-from artifact.elastic_moe.training.shard import losses_in_one_process
+from artifact.elastic_moe import (
+    PRESETS,
+    FailureEvent,
+    FailureTrace,
+    ForkLauncher,
+    TrainingResult,
+    calibrated_testbed,
+    losses_in_one_process,
+    simulate,
+    train,
+)
 
 LABELS = {"lazarus": "Lazarus", "ds-ft": "DS(FT)", "ds": "DS"}
 
