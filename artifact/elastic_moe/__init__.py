@@ -16,7 +16,6 @@ if TYPE_CHECKING:
     from artifact.elastic_moe.failures import spot_failures as spot_failures
     from artifact.elastic_moe.placement.allocation import allocate as allocate
     from artifact.elastic_moe.placement.methods import METHODS as METHODS
-    from artifact.elastic_moe.placement.methods import Placement as Placement
     from artifact.elastic_moe.placement.methods import mro_group_sizes as mro_group_sizes
     from artifact.elastic_moe.placement.methods import place as place
     from artifact.elastic_moe.placement.migration import ExpertKey as ExpertKey
@@ -25,6 +24,7 @@ if TYPE_CHECKING:
     from artifact.elastic_moe.placement.migration import assign_nodes as assign_nodes
     from artifact.elastic_moe.placement.migration import holdings_of as holdings_of
     from artifact.elastic_moe.placement.migration import transfers as transfers
+    from artifact.elastic_moe.placement.placements import Placement as Placement
     from artifact.elastic_moe.placement.probability import Recovery as Recovery
     from artifact.elastic_moe.placement.probability import domain_recovery as domain_recovery
     from artifact.elastic_moe.placement.probability import mro_closed_form as mro_closed_form
@@ -68,7 +68,8 @@ _NAMES_OF = {
     "failures": "FailureEvent FailureTrace infinitehbd_failures "
     "parse_failures periodic_failures poisson_failures spot_failures",
     "placement.allocation": "allocate",
-    "placement.methods": "METHODS Placement mro_group_sizes place",
+    "placement.methods": "METHODS mro_group_sizes place",
+    "placement.placements": "Placement",
     "placement.migration": "ExpertKey Transfer Unrecoverable assign_nodes holdings_of transfers",
     "placement.probability": "Recovery domain_recovery mro_closed_form recovery survival upper_bound",
     "presets": "PRESETS Preset",

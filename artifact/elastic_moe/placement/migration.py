@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 from scipy.optimize import linear_sum_assignment
 
-from artifact.elastic_moe.placement.methods import Placement
+from artifact.elastic_moe.placement.placements import Placement
 
 ASSIGNMENT_METHODS = ("optimal", "greedy")
 ExpertKey = tuple[int, int]

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from artifact.elastic_moe.placement.methods import Placement
+from artifact.elastic_moe.placement.placements import Placement
 
 SUBSET_WORDS = 1 << 22
 """Largest enumeration, in 64-bit words: 28 nodes, or 22 holder sets of at most 64 nodes."""

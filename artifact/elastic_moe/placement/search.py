@@ -15,14 +15,14 @@ H = 2**N sets of holders, M = moves
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
 
 import numpy as np
 
-from artifact.elastic_moe.placement.methods import METHODS, Placement, place
+from artifact.elastic_moe.placement.placements import Placement
 from artifact.elastic_moe.placement.probability import recovery, upper_bound
 from artifact.elastic_moe.placement.search_kernels import EQUAL, Floats, Integers, Words, branch, exchange
 
@@ -41,52 +41,20 @@ EXCHANGE_WORK = 100_000_000  # words touched by the moves of all restarts at mos
 WARM, COLD = 0.005, 0.0005  # growth of the loss that is accepted once in e times, at the first and the last move
 
 
-def best_placement(
-    replicas: Sequence[int],
-    slots: Sequence[int],
-    *,
-    failures: int | None = None,
-    failure_probability: float = 0.1,
-    seed: int = 0,
-) -> Placement:
-    """The placement with the best objective found, never worse in it than the other methods' with the same seed.
+def best_placement(problem: SearchProblem, starts: Mapping[str, Placement]) -> Placement:
+    """The placement with the least loss found, never worse than the starts.
 
-    replicas: [E], per expert in the order given; slots: [N], per node, may be unequal
-    failures: the objective is the number of sets of so many failed nodes after which every expert is alive; without
-              it, the probability of that when each node fails with `failure_probability`, independently
-    The optimum where MRO's groups are whole, `upper_bound` is reached or the exhaustive search ends, as it does up to
-    8 nodes x 4 slots and 8 experts. Among equals, one that survives any min(replicas) - 1 failures, if there is one,
-    then MRO. The amount of work is fixed, so the result depends on the arguments only. On more than 24 nodes the losses
-    of random and of searched placements are estimates, and win only where they are smaller beyond doubt.
-    Raises:   ValueError as `place`; failures outside [0, N]; a failure probability outside [0, 1]
+    starts: by method, MRO first; all but those of `random` have regular sets of holders
     """
-    mro = place("mro", replicas, slots)
-    if failures is not None and not 0 <= failures <= len(slots):
-        raise ValueError(f"failures must be in [0, {len(slots)}], the number of nodes, got {failures}")
-    if not 0 <= failure_probability <= 1:
-        raise ValueError(f"failure_probability must be in [0, 1], got {failure_probability}")
-    if _mro_is_optimal(replicas, slots):
-        return mro
-    problem = SearchProblem(tuple(replicas), tuple(slots), failures, failure_probability, seed)
-    judged = [problem.judged(mro, regular=True)]
-    for method in METHODS:
-        if method not in ("mro", "best"):
-            start = place(method, replicas, slots, seed=seed)
-            judged.append(problem.judged(start, regular=method != "random"))
+    judged = [problem.judged(start, regular=method != "random") for method, start in starts.items()]
     found, ended = problem.best(judged), False
     if found.loss <= problem.least_loss * (1 + EQUAL) and problem.keeps_promise(found.placement):
         return found.placement
-    if len(slots) <= EXHAUSTED_NODES:
+    if problem.num_nodes <= EXHAUSTED_NODES:
         found, ended = problem.exhaust(found)
     if not ended:
         found = problem.best([found, *map(problem.judged, problem.exchange([found, *judged]))])
     return found.placement
-
-
-def _mro_is_optimal(replicas: Sequence[int], slots: Sequence[int]) -> bool:
-    """Whatever fails: the experts fit on each node, or no group has fewer nodes than its rarest expert has replicas."""
-    first = sorted(replicas)[:: max(slots)]
-    return min(slots) == max(slots) and (len(first) == 1 or sum(first) <= len(slots))
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from artifact.elastic_moe.placement.allocation import allocate
-from artifact.elastic_moe.placement.methods import Placement, place
+from artifact.elastic_moe.placement.methods import place
 from artifact.elastic_moe.placement.migration import ExpertKey, Transfer, assign_nodes, transfers
+from artifact.elastic_moe.placement.placements import Placement
 from artifact.elastic_moe.presets import Preset
 
 TRAINED_SYSTEMS = ("lazarus", "ds", "ds-ft")

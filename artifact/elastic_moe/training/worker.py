@@ -25,8 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from artifact.elastic_moe.placement.methods import Placement
 from artifact.elastic_moe.placement.migration import ExpertKey, holdings_of
+from artifact.elastic_moe.placement.placements import Placement
 from artifact.elastic_moe.presets import PRESETS
 from artifact.elastic_moe.training import checkpoint
 from artifact.elastic_moe.training.collectives import Group
