@@ -33,9 +33,7 @@ if TYPE_CHECKING:
     from artifact.elastic_moe.placement.probability import upper_bound as upper_bound
     from artifact.elastic_moe.presets import PRESETS as PRESETS
     from artifact.elastic_moe.presets import Preset as Preset
-    from artifact.elastic_moe.routing import GPT_MODELS as GPT_MODELS
     from artifact.elastic_moe.routing import LOAD_TRACES as LOAD_TRACES
-    from artifact.elastic_moe.routing import GptModel as GptModel
     from artifact.elastic_moe.routing import LoadTrace as LoadTrace
     from artifact.elastic_moe.routing import drifting_loads as drifting_loads
     from artifact.elastic_moe.routing import esft_loads as esft_loads
@@ -57,6 +55,7 @@ if TYPE_CHECKING:
     from artifact.elastic_moe.simulation.step_time import Workload as Workload
     from artifact.elastic_moe.simulation.step_time import calibrated_testbed as calibrated_testbed
     from artifact.elastic_moe.simulation.step_time import gpt_workload as gpt_workload
+    from artifact.elastic_moe.simulation.step_time import preset_workload as preset_workload
     from artifact.elastic_moe.training.controller import TrainingSettings as TrainingSettings
     from artifact.elastic_moe.training.planning import TRAINED_SYSTEMS as TRAINED_SYSTEMS
     from artifact.elastic_moe.training.run import ForkLauncher as ForkLauncher
@@ -73,11 +72,11 @@ _NAMES_OF = {
     "placement.migration": "ExpertKey Transfer Unrecoverable assign_nodes holdings_of transfers",
     "placement.probability": "Recovery domain_recovery mro_closed_form recovery survival upper_bound",
     "presets": "PRESETS Preset",
-    "routing": "GPT_MODELS LOAD_TRACES GptModel LoadTrace "
-    "drifting_loads esft_loads olmoe_loads smartmoe_loads top_experts",
+    "routing": "LOAD_TRACES LoadTrace drifting_loads esft_loads olmoe_loads smartmoe_loads top_experts",
     "simulation.simulator": "PHASES SIMULATED_SYSTEMS LayoutCache Segment "
     "SimulatedSystem SimulationResult default_loads simulate",
-    "simulation.step_time": "TESTBEDS WORKLOADS TimeModel Testbed Workload calibrated_testbed gpt_workload",
+    "simulation.step_time": "TESTBEDS WORKLOADS TimeModel Testbed "
+    "Workload calibrated_testbed gpt_workload preset_workload",
     "training.controller": "TrainingSettings",
     "training.planning": "TRAINED_SYSTEMS",
     "training.run": "ForkLauncher TrainingResult train",

@@ -34,6 +34,17 @@ class Preset:
         return 2 * self.dim * self.hidden + self.hidden + self.dim
 
     @property
+    def dense_parameters(self) -> int:
+        """All but the experts; input and output embedding are one."""
+        attention, norms = 4 * (self.dim * self.dim + self.dim), 4 * self.dim
+        embeddings = (self.vocabulary + self.sequence_tokens) * self.dim
+        return self.num_layers * (attention + norms + self.dim * self.num_experts) + embeddings + 2 * self.dim
+
+    @property
+    def parameters(self) -> int:
+        return self.dense_parameters + self.num_layers * self.num_experts * self.expert_parameters
+
+    @property
     def expert_bytes(self) -> int:
         """What moves with an expert: its weights and both moments of the optimizer, fp32."""
         return 3 * 4 * self.expert_parameters

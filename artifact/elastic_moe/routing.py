@@ -1,4 +1,4 @@
-"""How many tokens go to each expert: recorded loads of real models, generated ones, and the paper's three models.
+"""How many tokens go to each expert: recorded loads of real models, and generated ones.
 
 Shape legend: I = recorded iterations, L = layers, E = experts, T = tokens, K = experts of a token
 """
@@ -40,51 +40,6 @@ class LoadTrace:
         if index < 0:
             raise ValueError(f"iteration must be at least {self.iterations[0]}, got {iteration}")
         return self.counts_ILE[index]
-
-
-@dataclass(frozen=True)
-class GptModel:
-    """A GPT-2-style model all of whose layers are mixtures of experts (Lazarus, table 1).
-
-    Attention and experts have biases, norms a scale and a bias, the router no bias; input and output embedding are one.
-    """
-
-    name: str
-    num_layers: int
-    dim: int
-    num_experts: int
-    vocabulary: int = 50_257
-    sequence_length: int = 1024
-
-    @property
-    def expert_parameters(self) -> int:
-        """Of one expert of one layer: two matrices to and from 4 * dim, with biases."""
-        return 2 * self.dim * 4 * self.dim + 5 * self.dim
-
-    @property
-    def dense_parameters(self) -> int:
-        """Of all but the experts, which every node holds."""
-        attention = 4 * (self.dim * self.dim + self.dim)
-        norms, router = 4 * self.dim, self.dim * self.num_experts
-        embeddings = (self.vocabulary + self.sequence_length) * self.dim
-        return self.num_layers * (attention + norms + router) + embeddings + 2 * self.dim
-
-    @property
-    def parameters(self) -> int:
-        return self.dense_parameters + self.num_layers * self.num_experts * self.expert_parameters
-
-    @property
-    def expert_state_bytes(self) -> int:
-        """What a transfer of one expert of one layer moves: fp16 weight, fp32 weight and both moments, 14 B each."""
-        return 14 * self.expert_parameters
-
-
-GPT_MODELS = {
-    "GPT-S": GptModel("GPT-S", num_layers=12, dim=768, num_experts=8),
-    "GPT-M": GptModel("GPT-M", num_layers=12, dim=1024, num_experts=12),
-    "GPT-L": GptModel("GPT-L", num_layers=12, dim=1024, num_experts=16),
-}
-"""The models of Lazarus's evaluation by name."""
 
 
 def smartmoe_loads() -> LoadTrace:

@@ -5,7 +5,8 @@ import pytest
 
 from artifact import datasets
 from artifact.elastic_moe import (
-    GPT_MODELS,
+    PRESETS,
+    WORKLOADS,
     LoadTrace,
     drifting_loads,
     esft_loads,
@@ -35,8 +36,8 @@ def imbalance(trace):
 )
 def test_models_have_the_papers_parameters_and_expert_states(name, millions, state_mib):
     # Table 1: 521 M, 1.3 B, 1.7 B; the states of section 5: 63 MB and 112 MB.
-    assert round(GPT_MODELS[name].parameters / 1e6) == millions
-    assert round(GPT_MODELS[name].expert_state_bytes / 2**20, 2) == state_mib
+    assert round(PRESETS[name].parameters / 1e6) == millions
+    assert round(WORKLOADS[name].expert_state_bytes / 2**20, 2) == state_mib
 
 
 @pytest.mark.parametrize(
@@ -51,7 +52,7 @@ def test_replicas_of_the_real_trace_at_step_200(model, layer, expected):
     from artifact.elastic_moe import allocate
 
     real("smartmoe")
-    spec = GPT_MODELS[model]
+    spec = PRESETS[model]
     loads = top_experts(smartmoe_loads(), spec.num_layers, spec.num_experts, iteration=201).at(201)
     assert loads.shape == (12, spec.num_experts)
     assert sorted(allocate(loads[layer].tolist(), 60, 2)) == expected

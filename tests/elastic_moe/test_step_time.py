@@ -9,7 +9,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from artifact.elastic_moe import (
-    GPT_MODELS,
     PRESETS,
     TESTBEDS,
     WORKLOADS,
@@ -110,7 +109,7 @@ def test_groups_give_every_expert_the_room_of_the_hottest():
 
 
 def test_an_even_step_is_its_closed_form():
-    work = gpt_workload(replace(GPT_MODELS["GPT-S"], num_experts=6), group_nodes=2)
+    work = gpt_workload(replace(PRESETS["GPT-S"], num_experts=6))
     layout = layouts.replicated_layout(np.ones((12, 6), dtype=np.int64), 4, 6, 2)  # every node holds every expert
     parts = ROUND.parts(work, layout, np.full((12, 6), 1 / 6))
     tokens = 4 * 1024
@@ -126,7 +125,7 @@ def test_rates_and_sizes_scale_the_parts_that_they_concern():
     fast = replace(ROUND, flops=2e12, link_gbps=80).parts(work, layout, share_LE)
     assert fast.compute_s == parts.compute_s / 2
     assert fast.exchange_s + fast.gradients_s == pytest.approx((parts.exchange_s + parts.gradients_s) / 10)
-    accumulated = ROUND.parts(gpt_workload(GPT_MODELS["GPT-L"], group_nodes=4, micro_batches=20), layout, share_LE)
+    accumulated = ROUND.parts(gpt_workload(PRESETS["GPT-L"], micro_batches=20), layout, share_LE)
     assert accumulated.compute_s == pytest.approx(20 * parts.compute_s)
     assert accumulated.gradients_s == parts.gradients_s
     fewer = ROUND.parts(work, GroupLayout(2, 4, 3, 16), share_LE[:3])  # three layers that stand for all
@@ -135,7 +134,7 @@ def test_rates_and_sizes_scale_the_parts_that_they_concern():
 
 def test_times_around_a_step():
     work, layout = WORKLOADS["GPT-S"], GroupLayout(2, 2, 12, 8)
-    everything = 14 * GPT_MODELS["GPT-S"].parameters
+    everything = 14 * PRESETS["GPT-S"].parameters
     assert work.all_state_bytes == everything
     assert ROUND.checkpoint_s(work, 2) == pytest.approx(everything / 4e9)  # 2 nodes with 16 Gb/s each
     assert ROUND.checkpoint_s(work, 10) == pytest.approx(everything / 10e9)  # the store's 80 Gb/s

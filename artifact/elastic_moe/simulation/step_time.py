@@ -9,13 +9,12 @@ Shape legend: L = layers of the loads, E = experts
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from artifact.elastic_moe import routing
 from artifact.elastic_moe.presets import PRESETS, Preset
 from artifact.elastic_moe.simulation.layouts import Layout
 
@@ -81,32 +80,8 @@ class Workload:
         return self.dense_state_bytes + self.num_layers * self.num_experts * self.expert_state_bytes
 
 
-def gpt_workload(model: routing.GptModel, *, group_nodes: int, slots: int = 6, micro_batches: int = 1) -> Workload:
-    """A model of Lazarus's evaluation: 4 samples of 1,024 tokens a micro-batch and GPU, top-1, fp16 (section 6.1).
-
-    6 FLOPs per parameter and token, 12 s d more a layer for attention over s tokens.
-    """
-    attention = model.num_layers * (4 * model.dim * model.dim) + model.vocabulary * model.dim
-    return Workload(
-        model.name,
-        num_layers=model.num_layers,
-        num_experts=model.num_experts,
-        experts_per_token=1,
-        expert_parameters=model.expert_parameters,
-        dense_parameters=model.dense_parameters,
-        expert_flops=6 * model.expert_parameters,
-        dense_flops=6 * attention + 12 * model.sequence_length * model.dim * model.num_layers,
-        token_bytes=2 * model.dim,
-        sample_tokens=model.sequence_length,
-        slots=slots,
-        group_nodes=group_nodes,
-        node_samples=4 * micro_batches,
-        micro_batches=micro_batches,
-    )
-
-
 def preset_workload(preset: Preset) -> Workload:
-    """A preset of the trainer: a fixed global batch, fp32."""
+    """A preset as `train` runs it: a fixed global batch, fp32."""
     dense = 2 * preset.vocabulary * preset.dim + preset.num_layers * 4 * preset.dim**2
     return Workload(
         preset.name,
@@ -128,11 +103,31 @@ def preset_workload(preset: Preset) -> Workload:
     )
 
 
+def gpt_workload(preset: Preset, *, micro_batches: int = 1) -> Workload:
+    """A preset as in Lazarus's evaluation: 4 samples of 1,024 tokens per micro-batch and GPU, fp16 (section 6.1).
+
+    6 FLOPs per parameter and token, and 12 s d per layer for attention over s tokens. The state of a parameter is an
+    fp16 weight, an fp32 weight and both moments: 14 bytes.
+    """
+    attention = preset.num_layers * (4 * preset.dim * preset.dim) + preset.vocabulary * preset.dim
+    return replace(
+        preset_workload(preset),
+        dense_parameters=preset.dense_parameters,
+        dense_flops=6 * attention + 12 * preset.sequence_tokens * preset.dim * preset.num_layers,
+        token_bytes=2 * preset.dim,
+        node_samples=4 * micro_batches,
+        step_samples=None,
+        micro_batches=micro_batches,
+        state_bytes=14,
+        gradient_bytes=2,
+    )
+
+
 _EXPERT_V3 = 3 * 7168 * 2048
 WORKLOADS = {
-    "GPT-S": gpt_workload(routing.GPT_MODELS["GPT-S"], group_nodes=2),
-    "GPT-M": gpt_workload(routing.GPT_MODELS["GPT-M"], group_nodes=2),
-    "GPT-L": gpt_workload(routing.GPT_MODELS["GPT-L"], group_nodes=4),
+    "GPT-S": gpt_workload(PRESETS["GPT-S"]),
+    "GPT-M": gpt_workload(PRESETS["GPT-M"]),
+    "GPT-L": gpt_workload(PRESETS["GPT-L"]),
     "DeepSeek-V3": Workload(
         "DeepSeek-V3",
         num_layers=58,

@@ -12,14 +12,13 @@ import numpy as np
 import pandas as pd
 
 from artifact.elastic_moe import (
-    GPT_MODELS,
     PHASES,
+    PRESETS,
     SIMULATED_SYSTEMS,
     TESTBEDS,
     WORKLOADS,
     FailureEvent,
     FailureTrace,
-    GptModel,
     LayoutCache,
     SimulationResult,
     default_loads,
@@ -115,7 +114,7 @@ def load_ratio(*, ratios: Sequence[float], num_nodes: int = NODES) -> pd.DataFra
     The embedding is left out. Groups of 2 nodes. layer_ms leaves out the gradients' reduction.
     One row per (ratio, system).
     """
-    work = gpt_workload(GptModel("one layer", num_layers=1, dim=1024, num_experts=8, vocabulary=0), group_nodes=2)
+    work = gpt_workload(replace(PRESETS["GPT-M"], name="one layer", num_layers=1, num_experts=8, vocabulary=0))
     testbed = TESTBEDS["paper-gpu"]
     rows = []
     for ratio in ratios:
@@ -157,8 +156,7 @@ def sixteen_nodes(*, models: Sequence[str], seeds: int, micro_batches: int = 20)
     """
     rows = []
     for model in models:
-        groups = WORKLOADS[model].group_nodes
-        work = gpt_workload(GPT_MODELS[model], group_nodes=groups, micro_batches=micro_batches)
+        work = gpt_workload(PRESETS[model], micro_batches=micro_batches)
         layouts = LayoutCache(work, default_loads(work))
         for seed in range(seeds):
             trace = periodic_failures(5, 16, seed=seed)

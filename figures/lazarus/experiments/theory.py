@@ -17,7 +17,8 @@ import numpy as np
 import pandas as pd
 
 from artifact.elastic_moe import (
-    GPT_MODELS,
+    PRESETS,
+    WORKLOADS,
     LoadTrace,
     Placement,
     allocate,
@@ -245,7 +246,7 @@ def transferred(*, cases: Sequence[tuple[str, int, int]], most: int) -> pd.DataF
             holdings = holdings_of(before, [node for node in range(NODES) if node not in failed])
             for method in ASSIGNMENTS:
                 sent = transfers(
-                    holdings, after, assign_nodes(holdings, after, method), GPT_MODELS[model].expert_state_bytes
+                    holdings, after, assign_nodes(holdings, after, method), int(WORKLOADS[model].expert_state_bytes)
                 )
                 case = {"loads": loads.name, "model": model, "iteration": iteration, "lost": lost}
                 case |= {"numbering": numbering, "failed": _text([node + 1 for node in failed]), "method": method}
@@ -357,9 +358,7 @@ def _skewed() -> dict[str, list[float]]:
 
 def _loads(model: str, iteration: int) -> LoadTrace:
     """Of the model's layers, the hottest experts at this iteration."""
-    return top_experts(
-        smartmoe_loads(), GPT_MODELS[model].num_layers, GPT_MODELS[model].num_experts, iteration=iteration
-    )
+    return top_experts(smartmoe_loads(), PRESETS[model].num_layers, PRESETS[model].num_experts, iteration=iteration)
 
 
 def _layers(label: str, loads_LE: np.ndarray, nodes: int, numbering: str = "rising load") -> list[Placement]:

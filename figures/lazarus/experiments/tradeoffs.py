@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scipy.stats import binom, hypergeom, poisson
 
 from artifact.elastic_moe import (
+    PRESETS,
     LoadTrace,
     Placement,
     allocate,
@@ -208,12 +209,10 @@ def loads_of(model: str) -> LoadTrace:
 
     Raises: ValueError if the model is unknown
     """
-    if model not in routing.GPT_MODELS and model not in EXPERT_PARAMETERS:
-        raise ValueError(
-            f"a model must be one of {', '.join([*routing.GPT_MODELS, *EXPERT_PARAMETERS])}, got {model!r}"
-        )
-    if model in routing.GPT_MODELS:
-        trace = routing.top_experts(routing.smartmoe_loads(), 12, routing.GPT_MODELS[model].num_experts, iteration=STEP)
+    if model not in PRESETS and model not in EXPERT_PARAMETERS:
+        raise ValueError(f"a model must be one of {', '.join([*PRESETS, *EXPERT_PARAMETERS])}, got {model!r}")
+    if model in PRESETS:
+        trace = routing.top_experts(routing.smartmoe_loads(), 12, PRESETS[model].num_experts, iteration=STEP)
         return LoadTrace(trace.name, trace.at(STEP)[None], (STEP,))
     trace = routing.esft_loads() if model == "DeepSeek-V2-Lite" else routing.olmoe_loads()
     return LoadTrace(trace.name, trace.counts_ILE.sum(axis=0, keepdims=True), (0,))
@@ -263,7 +262,7 @@ def job_of(name: str) -> Job:
     """SmartMoE: GPT-L by its trace; Generated: the same with drifting loads; DeepSeek-V2-Lite: four tasks in turn."""
     if name == "DeepSeek-V2-Lite":
         return Job(routing.esft_loads(), 16, 12, 14 * EXPERT_PARAMETERS[name])
-    gpt = routing.GPT_MODELS["GPT-L"]
+    gpt = PRESETS["GPT-L"]
     recorded = routing.smartmoe_loads()
     if name == "SmartMoE":
         loads = routing.top_experts(recorded, gpt.num_layers, gpt.num_experts)
@@ -274,7 +273,7 @@ def job_of(name: str) -> Job:
         loads = LoadTrace(made.name, made.counts_ILE, recorded.iterations)
     else:
         raise ValueError(f"a trace must be SmartMoE, Generated or DeepSeek-V2-Lite, got {name!r}")
-    return Job(loads, 10, 6, gpt.expert_state_bytes)
+    return Job(loads, 10, 6, 14 * gpt.expert_parameters)
 
 
 def _placed(system: str, load: Sequence[int], num_nodes: int, slots: int, min_replicas: int) -> Placement:
