@@ -40,13 +40,6 @@ if TYPE_CHECKING:
     from artifact.elastic_moe.routing import olmoe_loads as olmoe_loads
     from artifact.elastic_moe.routing import smartmoe_loads as smartmoe_loads
     from artifact.elastic_moe.routing import top_experts as top_experts
-    from artifact.elastic_moe.simulation.simulator import PHASES as PHASES
-    from artifact.elastic_moe.simulation.simulator import SIMULATED_SYSTEMS as SIMULATED_SYSTEMS
-    from artifact.elastic_moe.simulation.simulator import LayoutCache as LayoutCache
-    from artifact.elastic_moe.simulation.simulator import Segment as Segment
-    from artifact.elastic_moe.simulation.simulator import SimulatedSystem as SimulatedSystem
-    from artifact.elastic_moe.simulation.simulator import SimulationResult as SimulationResult
-    from artifact.elastic_moe.simulation.simulator import default_loads as default_loads
     from artifact.elastic_moe.simulation.simulator import simulate as simulate
     from artifact.elastic_moe.simulation.step_time import TESTBEDS as TESTBEDS
     from artifact.elastic_moe.simulation.step_time import WORKLOADS as WORKLOADS
@@ -56,6 +49,13 @@ if TYPE_CHECKING:
     from artifact.elastic_moe.simulation.step_time import calibrated_testbed as calibrated_testbed
     from artifact.elastic_moe.simulation.step_time import gpt_workload as gpt_workload
     from artifact.elastic_moe.simulation.step_time import preset_workload as preset_workload
+    from artifact.elastic_moe.simulation.systems import SIMULATED_SYSTEMS as SIMULATED_SYSTEMS
+    from artifact.elastic_moe.simulation.systems import LayoutCache as LayoutCache
+    from artifact.elastic_moe.simulation.systems import SimulatedSystem as SimulatedSystem
+    from artifact.elastic_moe.simulation.systems import default_loads as default_loads
+    from artifact.elastic_moe.simulation.timeline import PHASES as PHASES
+    from artifact.elastic_moe.simulation.timeline import Segment as Segment
+    from artifact.elastic_moe.simulation.timeline import SimulationResult as SimulationResult
     from artifact.elastic_moe.training.controller import TrainingSettings as TrainingSettings
     from artifact.elastic_moe.training.planning import TRAINED_SYSTEMS as TRAINED_SYSTEMS
     from artifact.elastic_moe.training.run import ForkLauncher as ForkLauncher
@@ -73,10 +73,11 @@ _NAMES_OF = {
     "placement.probability": "Recovery domain_recovery mro_closed_form recovery survival upper_bound",
     "presets": "PRESETS Preset",
     "routing": "LOAD_TRACES LoadTrace drifting_loads esft_loads olmoe_loads smartmoe_loads top_experts",
-    "simulation.simulator": "PHASES SIMULATED_SYSTEMS LayoutCache Segment "
-    "SimulatedSystem SimulationResult default_loads simulate",
+    "simulation.simulator": "simulate",
     "simulation.step_time": "TESTBEDS WORKLOADS TimeModel Testbed "
     "Workload calibrated_testbed gpt_workload preset_workload",
+    "simulation.systems": "SIMULATED_SYSTEMS LayoutCache SimulatedSystem default_loads",
+    "simulation.timeline": "PHASES Segment SimulationResult",
     "training.controller": "TrainingSettings",
     "training.planning": "TRAINED_SYSTEMS",
     "training.run": "ForkLauncher TrainingResult train",

@@ -199,9 +199,7 @@ def simulate_training(
     as_json: Json = False,
 ) -> None:
     """Simulate training on nodes that fail and join, and say what comes of it."""
-    from artifact.elastic_moe.failures import parse_failures
-    from artifact.elastic_moe.simulation.simulator import SIMULATED_SYSTEMS, simulate
-    from artifact.elastic_moe.simulation.step_time import TESTBEDS, WORKLOADS
+    from artifact.elastic_moe import SIMULATED_SYSTEMS, TESTBEDS, WORKLOADS, parse_failures, simulate
 
     for option, name, known in (
         ("--model", model, WORKLOADS),
