@@ -57,9 +57,9 @@ if TYPE_CHECKING:
     from artifact.elastic_moe.simulation.timeline import Segment as Segment
     from artifact.elastic_moe.simulation.timeline import SimulationResult as SimulationResult
     from artifact.elastic_moe.training.controller import TrainingSettings as TrainingSettings
+    from artifact.elastic_moe.training.journal import TrainingResult as TrainingResult
     from artifact.elastic_moe.training.planning import TRAINED_SYSTEMS as TRAINED_SYSTEMS
     from artifact.elastic_moe.training.run import ForkLauncher as ForkLauncher
-    from artifact.elastic_moe.training.run import TrainingResult as TrainingResult
     from artifact.elastic_moe.training.run import train as train
     from artifact.elastic_moe.training.shard import losses_in_one_process as losses_in_one_process
 
@@ -80,7 +80,8 @@ _NAMES_OF = {
     "simulation.timeline": "PHASES Segment SimulationResult",
     "training.controller": "TrainingSettings",
     "training.planning": "TRAINED_SYSTEMS",
-    "training.run": "ForkLauncher TrainingResult train",
+    "training.journal": "TrainingResult",
+    "training.run": "ForkLauncher train",
     "training.shard": "losses_in_one_process",
 }
 __all__ = [name for names in _NAMES_OF.values() for name in names.split()]

@@ -20,7 +20,6 @@ from artifact.elastic_moe import (
     upper_bound,
 )
 from artifact.elastic_moe.placement import probability as module
-from artifact.elastic_moe.placement.probability import expected
 
 
 def enumerated(placements, num_nodes):
@@ -366,11 +365,11 @@ def test_racks_of_neighbours_take_a_whole_group_of_mro_and_strided_racks_do_not(
 def test_expected_recovery_weights_the_numbers_of_failures():
     result = recovery(place("mro", [2, 2, 3, 3], [2] * 5))
     assert result.probability == [1.0, 1.0, 0.9, 0.6, 0.0, 0.0]
-    assert expected(result, [1.0]) == 1.0
-    assert expected(result, [0.5, 0, 0.25, 0.25]) == pytest.approx(0.875)
+    assert result.expected([1.0]) == 1.0
+    assert result.expected([0.5, 0, 0.25, 0.25]) == pytest.approx(0.875)
     binomial = [math.comb(5, k) * 0.1**k * 0.9 ** (5 - k) for k in range(6)]
-    assert expected(result, binomial) == pytest.approx(survival(place("mro", [2, 2, 3, 3], [2] * 5), 0.1))
-    assert expected(result, np.array([0.0, 1.0]).tolist() + [0.0] * 9) == 1.0
+    assert result.expected(binomial) == pytest.approx(survival(place("mro", [2, 2, 3, 3], [2] * 5), 0.1))
+    assert result.expected(np.array([0.0, 1.0]).tolist() + [0.0] * 9) == 1.0
 
 
 @pytest.mark.parametrize(
@@ -383,7 +382,7 @@ def test_expected_recovery_weights_the_numbers_of_failures():
 )
 def test_a_wrong_distribution_is_refused(distribution, message):
     with pytest.raises(ValueError, match=message):
-        expected(recovery(Placement(((0,), (0,)), 1)), distribution)
+        recovery(Placement(((0,), (0,)), 1)).expected(distribution)
 
 
 @pytest.mark.parametrize(

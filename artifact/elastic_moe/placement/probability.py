@@ -20,31 +20,21 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.stats import binom
 
 from artifact.elastic_moe.placement.placements import Placement
 
-SUBSET_WORDS = 1 << 22
-"""Largest enumeration, in 64-bit words: 28 nodes, or 22 holder sets of at most 64 nodes."""
-
-CHEAP_WORDS = 1 << 12
-"""An enumeration of so few words is not compared with going node by node."""
-
-MAX_STATES = 250_000
-STATE_BITS = 1 << 15
-"""Most states (sets of holder sets not yet met) that going node by node may visit, of up to so many bits each; a larger
-one counts as several."""
+SUBSET_WORDS = 1 << 22  # largest enumeration, in 64-bit words: 28 nodes, or 22 holder sets of at most 64 nodes
+CHEAP_WORDS = 1 << 12  # up to here an enumeration is taken without trying to go node by node
+MAX_STATES = 250_000  # states (sets of holder sets not yet met) that going node by node may visit,
+STATE_BITS = 1 << 15  # of up to this many bits each; a larger one counts as several
+SAMPLE_BLOCK = 4096  # samples that are held at a time
+Z_95 = 1.959963984540054  # quantile of the normal distribution for a two-sided 95 % interval
 
 WITHOUT = [np.uint64(sum(1 << bit for bit in range(64) if not bit >> node & 1)) for node in range(6)]
 """By node, the bits of a word that stand for subsets without that node."""
-
 OF_SIZE = [np.uint64(sum(1 << bit for bit in range(64) if bit.bit_count() == size)) for size in range(7)]
 """By size, the bits of a word that stand for subsets of that size."""
-
-SAMPLE_BLOCK = 4096
-"""Samples that are held at a time."""
-
-Z_95 = 1.959963984540054
-"""Quantile of the normal distribution for a two-sided 95 % interval."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +52,20 @@ class Recovery:
     good: list[int] | None
     exact: bool
     half_width: list[float]
+
+    def expected(self, distribution: Sequence[float]) -> float:
+        """Recovery probability if the number of failed nodes is random.
+
+        distribution: probability of k failures from k = 0 on; those beyond its end have none
+        Raises: ValueError for a negative probability, a sum that is not 1, or failures of more than all nodes
+        """
+        if min(distribution, default=0.0) < 0:
+            raise ValueError(f"a probability must not be negative, got {min(distribution)}")
+        if not math.isclose(math.fsum(distribution), 1.0, abs_tol=1e-9):
+            raise ValueError(f"a distribution must sum to 1, got {math.fsum(distribution)}")
+        if any(distribution[len(self.probability) :]):
+            raise ValueError(f"at most {len(self.probability) - 1} nodes can fail, got {len(distribution) - 1}")
+        return math.fsum(a * b for a, b in zip(distribution, self.probability, strict=False))
 
 
 def recovery(placement: Placement | Sequence[Placement], *, samples: int = 20_000, seed: int = 0) -> Recovery:
@@ -115,28 +119,8 @@ def survival(
     if not 0 <= failure_probability <= 1:
         raise ValueError(f"failure_probability must be in [0, 1], got {failure_probability}")
     result = recovery(placement, samples=samples, seed=seed)
-    num_nodes = len(result.probability) - 1
-    chance = np.zeros(num_nodes + 1)  # of k failures among the nodes so far
-    chance[0] = 1.0
-    for _ in range(num_nodes):
-        chance[1:] = chance[1:] * (1 - failure_probability) + chance[:-1] * failure_probability
-        chance[0] *= 1 - failure_probability
-    return float(chance @ np.array(result.probability))
-
-
-def expected(result: Recovery, distribution: Sequence[float]) -> float:
-    """Recovery probability when the number of failed nodes is random.
-
-    distribution: probability of k failures from k = 0 on; those beyond its end have none
-    Raises: ValueError for a negative probability, a sum that is not 1, or failures of more than all nodes
-    """
-    if min(distribution, default=0.0) < 0:
-        raise ValueError(f"a probability must not be negative, got {min(distribution)}")
-    if not math.isclose(math.fsum(distribution), 1.0, abs_tol=1e-9):
-        raise ValueError(f"a distribution must sum to 1, got {math.fsum(distribution)}")
-    if any(distribution[len(result.probability) :]):
-        raise ValueError(f"at most {len(result.probability) - 1} nodes can fail, got {len(distribution) - 1}")
-    return math.fsum(a * b for a, b in zip(distribution, result.probability, strict=False))
+    failures = np.arange(len(result.probability))
+    return result.expected(binom.pmf(failures, len(failures) - 1, failure_probability).tolist())
 
 
 def mro_closed_form(group_sizes: Sequence[int], num_nodes: int) -> list[int]:

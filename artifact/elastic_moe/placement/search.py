@@ -28,7 +28,6 @@ from artifact.elastic_moe.placement.search_kernels import EQUAL, Floats, Integer
 
 BOUNDED_NODES = 256  # the upper bound is computed up to here
 EXHAUSTED_NODES = 8  # sets of holders are searched to the end up to here
-EXHAUSTED_STEPS = 30_000_000  # or until so much was tried
 COUNTED_NODES = 24  # any placement's loss is counted up to here,
 COUNTED_HOLDERS = 12  # or up to so many different sets of holders
 JUDGED_SETS = 1 << 13  # failure sets drawn for a placement whose loss is not counted
@@ -216,7 +215,8 @@ class SearchProblem:
         First among those that keep the promise, then among all for one that is better still.
         """
         sets = self.failure_sets(1 << EXHAUSTED_NODES)
-        lost_HW = np.full((1 << self.num_nodes, len(sets.weight_W)), ~np.uint64(0))
+        weight_W = sets.weight_W
+        lost_HW = np.full((1 << self.num_nodes, len(weight_W)), ~np.uint64(0))
         for holders in range(1, len(lost_HW)):
             node = holders.bit_length() - 1
             lost_HW[holders] = lost_HW[holders ^ 1 << node] & sets.failed_NW[node]
@@ -236,19 +236,7 @@ class SearchProblem:
             better = floor == 1 or self.keeps_promise(found.placement)
             below = loss * (1 - EQUAL) if better else loss * (1 + EQUAL) + 1e-300
             holders_E, ended = branch(
-                wanted_E,
-                room_N,
-                by_size,
-                size_of,
-                first_of,
-                lost_HW,
-                alive_S,
-                sets.weight_W,
-                harmless,
-                floor,
-                below,
-                enough,
-                EXHAUSTED_STEPS,
+                wanted_E, room_N, by_size, size_of, first_of, lost_HW, alive_S, weight_W, harmless, floor, below, enough
             )
             all_ended &= ended
             if holders_E[0] >= 0:

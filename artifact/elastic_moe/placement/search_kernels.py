@@ -17,6 +17,7 @@ Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 EQUAL = 1e-12  # relative difference up to which two losses are the same
+EXHAUSTED_STEPS = 30_000_000  # after which `branch` gives up
 
 _ODD, _PAIR, _NIBBLE, _BYTE = (np.uint64(0x0101010101010101 * byte) for byte in (0x55, 0x33, 0x0F, 0x01))
 _1, _2, _4, _56 = (np.uint64(shift) for shift in (1, 2, 4, 56))
@@ -24,28 +25,15 @@ _ALL = np.uint64(0xFFFFFFFFFFFFFFFF)
 
 
 @numba.njit(inline="always", cache=True)
-def bit_count(word: np.uint64) -> np.uint64:
+def bit_count(word):
+    """Number of set bits of an unsigned word."""
     word = word - ((word >> _1) & _ODD)
     word = (word & _PAIR) + ((word >> _2) & _PAIR)
     return (((word + (word >> _4)) & _NIBBLE) * _BYTE) >> _56
 
 
 @numba.njit(cache=True)
-def branch(
-    wanted_E: Integers,
-    room_N: Integers,
-    by_size: Integers,
-    size_of: Integers,
-    first_of: Integers,
-    lost_HW: Words,
-    alive_S: Integers,
-    weight_W: Floats,
-    harmless: int,
-    floor: int,
-    below: float,
-    enough: float,
-    steps: int,
-) -> tuple[Integers, bool]:
+def branch(wanted_E, room_N, by_size, size_of, first_of, lost_HW, alive_S, weight_W, harmless, floor, below, enough):
     """Sets of holders with the least loss under `below`, by depth-first search over experts with ascending replicas.
 
     wanted_E, room_N: ascending; an expert's set has from `floor` to wanted_E nodes, a node is in at most room_N sets
@@ -67,7 +55,7 @@ def branch(
         room_EN[0, node] = room_N[node]
         if node and room_N[node] == room_N[node - 1]:
             alike_E[0] |= 1 << node
-    e = 0
+    e, steps = 0, EXHAUSTED_STEPS
     while e >= 0:
         if steps <= 0:
             return best_E, False
@@ -136,17 +124,7 @@ def branch(
 
 
 @numba.njit(cache=True)
-def exchange(
-    expert_S: Integers,
-    node_S: Integers,
-    num_experts: int,
-    failed_WN: Words,
-    weight_W: Floats,
-    alone_of: Floats,
-    surcharge_of: Floats,
-    pairs_M2: Integers,
-    growth_M: Floats,
-) -> Integers:
+def exchange(expert_S, node_S, num_experts, failed_WN, weight_W, alone_of, surcharge_of, pairs_M2, growth_M):
     """Let two slots exchange their contents, move by move, where the loss grows by no more than growth_M of itself.
 
     expert_S: [S], expert in each slot, num_experts for a vacant one; node_S: [S], the slot's node
@@ -211,16 +189,7 @@ def exchange(
 
 
 @numba.njit(cache=True)
-def _renew(
-    expert: int,
-    copies_EN: Integers,
-    failed_WN: Words,
-    lost_WE: Words,
-    held_EV: Words,
-    alone_of: Floats,
-    both_EE: Floats,
-    crowd_E: Floats,
-) -> int:
+def _renew(expert, copies_EN, failed_WN, lost_WE, held_EV, alone_of, both_EE, crowd_E):
     """Put down where an expert is and when it is lost. Returns: its number of holders"""
     num_words, count = len(lost_WE), 0
     for v in range(held_EV.shape[1]):

@@ -10,40 +10,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from artifact.elastic_moe.placement.allocation import allocate
 from artifact.elastic_moe.placement.methods import mro_group_sizes
-
-
-class Layout(Protocol):
-    """What each of so many nodes holds, and what that means for a step."""
-
-    @property
-    def num_nodes(self) -> int: ...
-
-    @property
-    def num_layers(self) -> int: ...
-
-    @property
-    def held_NW(self) -> NDArray[np.uint64]:
-        """[N, W], expert states of each node, as bits."""
-        ...
-
-    @property
-    def shared_experts(self) -> float:
-        """Of the busiest node: sum over its experts of 2 (h - 1) / h, h holders each: an all-reduce's traffic."""
-        ...
-
-    def slowest_L(self, share_LE: NDArray) -> tuple[NDArray, NDArray]:
-        """Tokens that the slowest node computes and those it exchanges one way: [L] each, in tokens of a node's batch.
-
-        share_LE: [L, E], each expert's share of a layer's tokens
-        """
-        ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,10 +37,12 @@ class ReplicatedLayout:
 
     @cached_property
     def held_NW(self) -> NDArray[np.uint64]:
+        """[N, W], expert states of each node, as bits."""
         return pack_holdings((self.counts_LNE > 0).transpose(1, 0, 2).reshape(self.num_nodes, -1))
 
     @cached_property
     def shared_experts(self) -> float:
+        """Traffic of the busiest node's all-reduces: sum over its experts of 2 (h - 1) / h for h holders."""
         held_LNE = self.counts_LNE > 0
         holders_L1E = held_LNE.sum(axis=1, keepdims=True)
         traffic_LNE = held_LNE * (2 - 2 / np.maximum(holders_L1E, 1))
@@ -86,6 +60,10 @@ class ReplicatedLayout:
         return np.maximum(self._part_LNE - 1, 0)
 
     def slowest_L(self, share_LE: NDArray) -> tuple[NDArray, NDArray]:
+        """Tokens that the slowest node computes, and exchanges one way: [L] each, in tokens of a node's batch.
+
+        share_LE: [L, E], each expert's share of its layer's tokens
+        """
         share_LE1 = share_LE[:, :, None]
         computed_LN, received_LN = (self._part_LNE @ share_LE1)[..., 0], (self._received_LNE @ share_LE1)[..., 0]
         sent_LN = received_LN - computed_LN + 1  # a node's own tokens are one: those kept, and those sent
@@ -97,7 +75,7 @@ class GroupLayout:
     """DeepSpeed's expert parallelism: groups of nodes that hold each expert once, consecutive experts together.
 
     Without dropping tokens its buffers have, for each expert, the room that the most loaded one needs: every node
-    computes and sends as if all experts were as hot as the hottest.
+    computes and sends as if all experts were as hot as the hottest. The properties are those of `ReplicatedLayout`.
     """
 
     num_groups: int
@@ -123,6 +101,9 @@ class GroupLayout:
     def slowest_L(self, share_LE: NDArray) -> tuple[NDArray, NDArray]:
         padded_L = self.num_experts * share_LE.max(axis=1)
         return padded_L, padded_L * (self.group_nodes - 1) / self.group_nodes
+
+
+Layout = ReplicatedLayout | GroupLayout
 
 
 def replicated_layout(loads_LE: NDArray[np.int64], num_nodes: int, slots: int, min_replicas: int) -> ReplicatedLayout:

@@ -1,14 +1,14 @@
 """How long a training step, a checkpoint, a restart and a reconfiguration take: every constant in one table, TESTBEDS.
 
-Two kinds of testbed answer the same questions: a `Testbed` works out a step from rates of hardware, a `Measured` one
-looks it up in what real runs took. Gb is 10^9 bits.
+Two kinds of testbed answer the same questions: a `Testbed` works out a step from rates of hardware, a
+`MeasuredTestbed` looks it up in what real runs took. Gb is 10^9 bits.
 
 Shape legend: L = layers of the loads, E = experts
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -278,24 +278,13 @@ class Testbed:
 
 @dataclass(frozen=True)
 class MeasuredTestbed:
-    """What real runs took, whatever they did meanwhile.
-
-    steps:         by system, (nodes in use, seconds of a step), by rising nodes; between them seconds are interpolated,
-                   beyond them those of the nearest hold
-    outage:        from a failure to the next step, where training goes on in place
-    recovery:      from a failure to the next step, where it starts from a checkpoint
-    join, rebalance, checkpoint: while training waits for each
-    """
+    """Seconds that real runs took, see `calibrated_testbed`."""
 
     name: str
-    steps: Mapping[str, tuple[tuple[int, float], ...]]
-    outage: float
-    recovery: float
-    checkpoint: float
-    join: float
-    rebalance: float
-    join_wait_s: float = 0.0
-    detection_s: float = 0.0  # part of what is measured
+    steps: Mapping[str, Sequence[tuple[int, float]]]  # by system, (nodes in use, seconds of a step), nodes rising
+    seconds: Mapping[str, float]
+    join_wait_s: float
+    detection_s: float = 0.0  # the measured times contain it
 
     def step_s(self, work: Workload, system: str, layout: Layout, share_LE: NDArray) -> float:
         if system not in self.steps:
@@ -304,19 +293,19 @@ class MeasuredTestbed:
         return float(np.interp(layout.num_nodes, nodes, seconds))
 
     def checkpoint_s(self, work: Workload, num_nodes: int) -> float:
-        return self.checkpoint
+        return self.seconds["checkpoint_s"]
 
     def restart_s(self, work: Workload, layout: Layout) -> float:
-        return self.recovery
+        return self.seconds["restart_s"]
 
     def reconfigure_s(self, work: Workload, states: float) -> float:
-        return self.outage
+        return self.seconds["outage_s"]
 
     def join_s(self, work: Workload, states: float) -> float:
-        return self.join
+        return self.seconds["join_s"]
 
     def rebalance_s(self, work: Workload, states: float) -> float:
-        return self.rebalance
+        return self.seconds["rebalance_s"]
 
 
 def calibrated_testbed(
@@ -332,13 +321,15 @@ def calibrated_testbed(
 ) -> MeasuredTestbed:
     """A testbed from measured seconds, as of the trainer's runs; also straight from JSON, whose keys are texts.
 
-    step_s: by system and number of nodes in use, {"lazarus": {"4": 0.18, "3": 0.16}}; the others are described in
-            `Measured`, restart_s being its recovery
+    step_s:    by system and number of nodes in use, {"lazarus": {"4": 0.18, "3": 0.16}}; interpolated between them,
+               and beyond them that of the nearest
+    outage_s:  from a failure to the next step if training continues in place; restart_s: if it restarts from a checkpoint
+    checkpoint_s, join_s, rebalance_s: during which training waits for each
     Raises: ValueError if there is no step of a system, one of 0 s or less, or another time is negative
     """
     steps = {}
     for system, by_nodes in step_s.items():
-        steps[system] = tuple(sorted((int(nodes), float(seconds)) for nodes, seconds in by_nodes.items()))
+        steps[system] = sorted((int(nodes), float(seconds)) for nodes, seconds in by_nodes.items())
         if not steps[system] or min(seconds for _, seconds in steps[system]) <= 0:
             raise ValueError(f"step_s must have positive seconds for {system}, got {dict(by_nodes)}")
     times = {"outage_s": outage_s, "restart_s": restart_s, "checkpoint_s": checkpoint_s, "join_s": join_s}
@@ -346,7 +337,7 @@ def calibrated_testbed(
     for key, seconds in times.items():
         if seconds < 0:
             raise ValueError(f"{key} must not be negative, got {seconds}")
-    return MeasuredTestbed(name, steps, outage_s, restart_s, checkpoint_s, join_s, rebalance_s, join_wait_s)
+    return MeasuredTestbed(name, steps, times, join_wait_s)
 
 
 TESTBEDS = {

@@ -14,13 +14,14 @@ import json
 import time
 from collections.abc import Callable, Collection
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from artifact.elastic_moe.placement.migration import Unrecoverable
 from artifact.elastic_moe.presets import Preset
 from artifact.elastic_moe.training import checkpoint
+from artifact.elastic_moe.training.journal import Journal
 from artifact.elastic_moe.training.planning import Generation, TooFewNodes, next_generation
 from artifact.elastic_moe.training.wire import BEATS, Message, pack
 
@@ -73,33 +74,9 @@ class Member:
     halted: str | None = None
     failed: str | None = None
 
-    def tell(self, **message: Any) -> None:
+    def send(self, **message: Any) -> None:
         with suppress(ConnectionError, RuntimeError):
             self.writer.write(pack(message))
-
-
-@dataclass
-class Journal:
-    """What happened. Times are in seconds since the controller began."""
-
-    epoch: float = field(default_factory=time.time)
-    losses: dict[int, float] = field(default_factory=dict)
-    members: dict[int, list[int]] = field(default_factory=dict)
-    events: list[Message] = field(default_factory=list)
-    failures: list[Message] = field(default_factory=list)
-    step_seconds: list[tuple[int, int, float]] = field(default_factory=list)  # step, members, seconds
-    held: dict[int, Message] = field(default_factory=dict)
-    lost_steps: int = 0
-    restarts: int = 0
-    ended_s: float = 0.0  # when training ended; its processes end later
-
-    def now(self) -> float:
-        return time.time() - self.epoch
-
-    def note(self, event: str, **details: Any) -> Message:
-        noted = {"at_s": self.now(), "event": event, **details}
-        self.events.append(noted)
-        return noted
 
 
 class _Interrupted(Exception):
@@ -125,7 +102,7 @@ class Controller:
         self._agents: dict[int, asyncio.StreamWriter] = {}
         self._numbers: set[int] = set()  # of nodes so far
         self._attempt = 0
-        self._told: set[int] = set()  # nodes that the present attempt has asked
+        self._asked: set[int] = set()  # nodes that the present attempt has asked
         self._active: list[int] = []
         self._loads = self._even_loads()
         self._changed = asyncio.Event()
@@ -166,23 +143,18 @@ class Controller:
     async def _serve_worker(self, hello: Message, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         settings = self.settings
         member = Member(hello["node"], writer, time.monotonic())
-        member.tell(
+        shared = ("seed", "steps", "checkpoint_interval", "rebalance_interval", "heartbeat_s", "timeout_s", "device")
+        member.send(
             type="welcome",
             node=member.node,
             store_port=self.store_port,
             preset=settings.preset.name,
-            seed=settings.seed,
-            steps=settings.steps,
             folder=str(settings.folder),
-            checkpoint_interval=settings.checkpoint_interval,
-            rebalance_interval=settings.rebalance_interval,
-            heartbeat_s=settings.heartbeat_s,
-            timeout_s=settings.timeout_s,
-            device=settings.device,
             faults=[fault[1:] for fault in settings.faults if fault[0] == member.node],
+            **{name: getattr(settings, name) for name in shared},
         )
         if self._ended:
-            member.tell(type="end")
+            member.send(type="end")
         self._members[member.node] = member
         self._starting.discard(member.node)
         self.progress(self.journal.note("joined", node=member.node))
@@ -200,7 +172,7 @@ class Controller:
     def _receive(self, member: Member, message: Message) -> None:
         kind = message["type"]
         if kind == "beat":
-            member.tell(type="beat")
+            member.send(type="beat")
             return
         if kind == "step":
             self._step(message)
@@ -265,21 +237,7 @@ class Controller:
         member.writer.close()
         self._kill(member.node)
         fault = self._faults.pop(member.node, {})
-        failed_at_s = fault["at"] - self.journal.epoch if fault else None
-        lost = self.journal.note(
-            "lost",
-            node=member.node,
-            why=why,
-            step=len(self.journal.losses),
-            kind=fault.get("kind"),
-            point=fault.get("point"),
-            failed_at_s=failed_at_s,
-            detected_after_s=None if failed_at_s is None else self.journal.now() - failed_at_s,
-            replanned_after_s=None,
-            transferred_bytes=None,
-            outage_s=None,
-        )
-        self.journal.failures.append(lost)
+        lost = self.journal.lost(member.node, why, fault)
         self._unmended.append(lost)
         self.progress(lost)
         self._changed.set()
@@ -314,7 +272,7 @@ class Controller:
             watch.cancel()
             self._ended, self.journal.ended_s = True, self.journal.now()
             for member in self._members.values():
-                member.tell(type="end")
+                member.send(type="end")
 
     async def closed(self) -> None:
         """Wait a while until the nodes, which have been told to, have ended; one that cannot be reached is left."""
@@ -346,17 +304,17 @@ class Controller:
         for member in self._members.values():
             member.stopped = member.halted = member.failed = None
             member.ready = False
-            member.tell(type="stop", attempt=self._attempt)
-        self._told = set(self._members)
-        await self._until(lambda: all(self._members[node].stopped for node in self._told & set(self._members)))
-        standing = {node: self._members[node].stopped or {} for node in self._told & set(self._members)}
+            member.send(type="stop", attempt=self._attempt)
+        self._asked = set(self._members)
+        await self._until(lambda: all(self._members[node].stopped for node in self._asked & set(self._members)))
+        standing = {node: self._members[node].stopped or {} for node in self._asked & set(self._members)}
         checkpoint.discard_unfinished(self.settings.folder)  # not before: a member may have been writing its part
         stopped_s = self.journal.now()
         if self.settings.system == "ds" and self._unmended and source == "nodes":
             raise _Interrupted("a node is lost")
         source, step, generation = await self._plan(source, standing)
         for node in generation.members:
-            self._members[node].tell(
+            self._members[node].send(
                 type="plan",
                 attempt=self._attempt,
                 source=source,
@@ -370,7 +328,7 @@ class Controller:
         await self._until_all(generation.members, lambda member: member.ready)
         self._active = generation.members
         for node in standing.keys() & self._members.keys():
-            self._members[node].tell(type="go", attempt=self._attempt)
+            self._members[node].send(type="go", attempt=self._attempt)
         self._loads = self._even_loads()
         event = self.journal.note(
             "generation",
@@ -428,13 +386,7 @@ class Controller:
     def _fall_back(self) -> str:
         """Forget what came after the last checkpoint."""
         found = checkpoint.finished_steps(self.settings.folder)
-        step = found[-1] if found else 0
-        lost = [done for done in self.journal.losses if done >= step]
-        for done in lost:
-            del self.journal.losses[done], self.journal.members[done]
-        self.journal.lost_steps += len(lost)
-        self.journal.restarts += 1
-        self.progress(self.journal.note("restart", step=step, lost_steps=len(lost)))
+        self.progress(self.journal.restart(found[-1] if found else 0))
         return "checkpoint" if found else "new"
 
     async def _relaunch(self) -> None:
@@ -460,7 +412,7 @@ class Controller:
         paused = self.settings.system == "ds"  # it takes no one in before it starts again
 
         def waiting() -> bool:
-            return not paused and bool(self._members.keys() - self._told)
+            return not paused and bool(self._members.keys() - self._asked)
 
         while True:
             halted = [self._members[node].halted for node in self._active if node in self._members]
@@ -470,7 +422,7 @@ class Controller:
                 paused = True
                 for node in self._active:
                     if node in self._members:
-                        self._members[node].tell(type="pause")
+                        self._members[node].send(type="pause")
             await self._until_all(self._active, lambda member: member.halted is not None, or_else=waiting)
 
     async def _until_all(

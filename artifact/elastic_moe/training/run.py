@@ -13,7 +13,6 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,8 @@ from typing import Any
 from artifact.elastic_moe.failures import FailureTrace
 from artifact.elastic_moe.presets import PRESETS
 from artifact.elastic_moe.training import checkpoint
-from artifact.elastic_moe.training.controller import Controller, Journal, TrainingSettings
+from artifact.elastic_moe.training.controller import Controller, TrainingSettings
+from artifact.elastic_moe.training.journal import TrainingResult
 from artifact.elastic_moe.training.planning import TRAINED_SYSTEMS
 from artifact.elastic_moe.training.wire import Message
 
@@ -30,27 +30,6 @@ POINTS = ("forward", "backward", "allreduce", "vote", "apply", "migration", "che
 all-reduces of the dense and the experts' gradients; half through its vote; between vote and optimizer step; before
 experts move, and before a checkpoint is written. It fails there for the first time from the step on: at the step itself
 if it takes part in it and gets there, and where experts move or a checkpoint is written at that step."""
-
-
-@dataclass
-class TrainingResult:
-    """What a training run went through; times in seconds.
-
-    seconds: from the first generation on, until training ended
-    ended: "finished", or why it ended before its last step
-    """
-
-    losses: list[float]
-    members: list[list[int]]
-    failures: list[Message]
-    lost_steps: int
-    restarts: int
-    tokens_per_second: float
-    seconds: float
-    ended: str
-    events: list[Message]
-    step_seconds: list[tuple[int, int, float]]  # step, members, seconds
-    held: dict[int, Message]  # of each node, bytes held after the first step of its last generation
 
 
 def train(
@@ -160,25 +139,7 @@ async def _run(
         await controller.closed()
     finally:
         server.close()
-    return _result(controller.journal, settings, ended)
-
-
-def _result(journal: Journal, settings: TrainingSettings, ended: str) -> TrainingResult:
-    began = next((event["at_s"] for event in journal.events if event["event"] == "generation"), 0.0)
-    seconds = journal.ended_s - began
-    return TrainingResult(
-        losses=[journal.losses[step] for step in sorted(journal.losses)],
-        members=[journal.members[step] for step in sorted(journal.members)],
-        failures=journal.failures,
-        lost_steps=journal.lost_steps,
-        restarts=journal.restarts,
-        tokens_per_second=len(journal.losses) * settings.preset.step_tokens / seconds if seconds > 0 else 0.0,
-        seconds=seconds,
-        ended=ended,
-        events=journal.events,
-        step_seconds=journal.step_seconds,
-        held=journal.held,
-    )
+    return controller.journal.result(settings.preset.step_tokens, ended)
 
 
 class ForkLauncher:
