@@ -61,7 +61,6 @@ if TYPE_CHECKING:
     from artifact.elastic_moe.training.planning import TRAINED_SYSTEMS as TRAINED_SYSTEMS
     from artifact.elastic_moe.training.run import ForkLauncher as ForkLauncher
     from artifact.elastic_moe.training.run import train as train
-    from artifact.elastic_moe.training.shard import losses_in_one_process as losses_in_one_process
 
 _NAMES_OF = {
     "failures": "FailureEvent FailureTrace infinitehbd_failures "
@@ -82,7 +81,6 @@ _NAMES_OF = {
     "training.planning": "TRAINED_SYSTEMS",
     "training.journal": "TrainingResult",
     "training.run": "ForkLauncher train",
-    "training.shard": "losses_in_one_process",
 }
 __all__ = [name for names in _NAMES_OF.values() for name in names.split()]
 __getattr__, __dir__ = lazy(__name__, {name: module for module, names in _NAMES_OF.items() for name in names.split()})

@@ -13,8 +13,9 @@ import time
 import pytest
 from training_runs import LONGEST, TINY, alive, alone, checked, command_line_of, descendants
 
-from artifact.elastic_moe import losses_in_one_process, train
+from artifact.elastic_moe import train
 from artifact.elastic_moe.training import checkpoint
+from figures.lazarus.one_process import losses_in_one_process
 
 pytestmark = pytest.mark.slow
 

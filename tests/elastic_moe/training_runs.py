@@ -7,7 +7,8 @@ from functools import cache
 import pytest
 import torch
 
-from artifact.elastic_moe import PRESETS, losses_in_one_process
+from artifact.elastic_moe import PRESETS
+from figures.lazarus.one_process import losses_in_one_process
 
 TINY = PRESETS["tiny"]
 LONGEST = 24

@@ -20,7 +20,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.stats import binom
 
 from artifact.elastic_moe.placement.placements import Placement
 
@@ -118,6 +117,8 @@ def survival(
     """
     if not 0 <= failure_probability <= 1:
         raise ValueError(f"failure_probability must be in [0, 1], got {failure_probability}")
+    from scipy.stats import binom  # slow to import
+
     result = recovery(placement, samples=samples, seed=seed)
     failures = np.arange(len(result.probability))
     return result.expected(binom.pmf(failures, len(failures) - 1, failure_probability).tolist())

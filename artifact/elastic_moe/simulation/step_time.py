@@ -323,7 +323,7 @@ def calibrated_testbed(
 
     step_s:    by system and number of nodes in use, {"lazarus": {"4": 0.18, "3": 0.16}}; interpolated between them,
                and beyond them that of the nearest
-    outage_s:  from a failure to the next step if training continues in place; restart_s: if it restarts from a checkpoint
+    outage_s:  from a failure to the next step, recovered in place; restart_s: the same from a checkpoint
     checkpoint_s, join_s, rebalance_s: during which training waits for each
     Raises: ValueError if there is no step of a system, one of 0 s or less, or another time is negative
     """

@@ -34,33 +34,20 @@ class DispatchPlan:
     expert_counts: list[int]  # [E], choices that this rank runs on each expert
 
 
-def split_tokens(tokens_SE: Tensor, replicas_RE: Tensor) -> Tensor:
-    """How many tokens each source sends to each rank for each expert.
+def plan_dispatch(expert_T: Tensor, replicas_RE: Tensor, tokens_SE: Tensor, rank: int) -> DispatchPlan:
+    """What `rank` does with its token choices, in time and memory of its own row and column only.
 
     The t tokens of an expert with r replicas make t // r for each replica, and one more for the first t % r of them in
     the order of ranks. A rank keeps as many of its own tokens as its replicas take. Ranks with tokens left then fill
     the rest cyclically: going round the ranks, the tokens met first go to the next rank with room. So each rank gets
     what its replicas are due, no token is lost and nothing is padded; all ranks compute the same.
 
-    tokens_SE:   [S, E], integers >= 0, tokens that each rank routes to each expert
-    replicas_RE: [R, E], integers >= 0, copies of each expert on each rank; copies on one rank share its tokens
-    Returns: [S, E, R], int64, on the device of the inputs
-    Raises:  ValueError if shapes differ, or an expert has tokens and no replica
-    Source:  Lazarus, algorithm 1, which shares the rest in proportion to the room and leaves rounding open
-    """
-    local_RE, start_2RE, end_2RE = _flows(*_checked(tokens_SE, replicas_RE))
-    sent_SRE = _overlap(start_2RE[0, :, None], end_2RE[0, :, None], start_2RE[1], end_2RE[1])
-    ranks = torch.arange(len(local_RE), device=local_RE.device)
-    sent_SRE[ranks, ranks] += local_RE
-    return sent_SRE.transpose(1, 2)
-
-
-def plan_dispatch(expert_T: Tensor, replicas_RE: Tensor, tokens_SE: Tensor, rank: int) -> DispatchPlan:
-    """What `rank` does with its token choices, by `split`, in time and memory of its own row and column only.
-
     expert_T:    [T], int64, expert of each choice; tokens_SE[rank] is how often each occurs
-    replicas_RE: [R, E]; tokens_SE: [S, E]: as in `split`
-    Raises: ValueError as `split`, or if the rank is none of R, or the choices are not those of tokens_SE[rank]
+    replicas_RE: [R, E], integers >= 0, copies of each expert on each rank; copies on one rank share its tokens
+    tokens_SE:   [S, E], integers >= 0, tokens that each rank routes to each expert
+    Raises: ValueError if shapes differ, an expert has tokens and no replica, the rank is none of R, or the choices are
+            not those of tokens_SE[rank]
+    Source: Lazarus, algorithm 1, which shares the rest in proportion to the room and leaves rounding open
     """
     if not 0 <= rank < len(replicas_RE):
         raise ValueError(f"rank must be in [0, {len(replicas_RE)}), got {rank}")

@@ -50,7 +50,7 @@ class DistributedDispatch:
         way = plan_dispatch(expert_T, self.replicas_LRE[layer], self.group.all_gather(own_E), self.group.rank)
         received_ND = AllToAll.apply(x_TD.index_select(0, way.order_T), self.group, way.send_counts, way.recv_counts)
         by_expert_ND = torch.empty_like(received_ND).index_copy(0, way.place_N, received_ND)
-        outputs_ND = _run(by_expert_ND, way.expert_counts, experts)
+        outputs_ND = run_experts(by_expert_ND, way.expert_counts, experts)
         if layer == len(self.replicas_LRE) - 1:
             self.at("forward")
             outputs_ND.register_hook(lambda gradient: self.at("backward"))
@@ -59,22 +59,8 @@ class DistributedDispatch:
         return torch.empty_like(returned_TD).index_copy(0, way.order_T, returned_TD)
 
 
-class LocalDispatch:
-    """All experts are here: what any number of ranks must equal."""
-
-    def __init__(self, preset: Preset) -> None:
-        self.loads_LE = torch.zeros(preset.num_layers, preset.num_experts, dtype=torch.int64)
-
-    def __call__(self, x_TD: Tensor, expert_T: Tensor, layer: int, experts: Mapping[int, Tensor]) -> Tensor:
-        counts_E = torch.bincount(expert_T, minlength=self.loads_LE.shape[1])
-        self.loads_LE[layer] += counts_E.cpu()
-        order_T = expert_T.argsort(stable=True)
-        outputs_TD = _run(x_TD.index_select(0, order_T), counts_E.tolist(), experts)
-        return torch.empty_like(x_TD).index_copy(0, order_T, outputs_TD)
-
-
-def _run(x_ND: Tensor, counts: Sequence[int], experts: Mapping[int, Tensor]) -> Tensor:
-    """Tokens that stand by expert, each through its own."""
+def run_experts(x_ND: Tensor, counts: Sequence[int], experts: Mapping[int, Tensor]) -> Tensor:
+    """Run each expert on its tokens. x_ND: [N, D], sorted by expert; counts: [E], tokens of each"""
     parts = [_feed_forward(part, experts[e]) for e, part in enumerate(x_ND.split(list(counts))) if len(part)]
     return torch.cat(parts) if parts else x_ND
 

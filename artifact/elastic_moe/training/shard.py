@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from artifact.elastic_moe.placement.migration import ExpertKey
 from artifact.elastic_moe.presets import Preset
-from artifact.elastic_moe.training.model import LocalDispatch, MoeGpt, batch, new_expert
+from artifact.elastic_moe.training.model import MoeGpt, new_expert
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -133,18 +133,3 @@ class ModelShard:
 
 def _name(key: ExpertKey) -> str:
     return f"layers.{key[0]}.experts.{key[1]}"
-
-
-def losses_in_one_process(preset: Preset, seed: int, steps: int) -> list[float]:
-    """Losses of the same training without any other process: what elastic training must equal, step by step."""
-    every = [(layer, expert) for layer in range(preset.num_layers) for expert in range(preset.num_experts)]
-    state, dispatch, losses = ModelShard(preset, seed, every, torch.device("cpu")), LocalDispatch(preset), []
-    for step in range(steps):
-        sample_BT = batch(preset, seed, step)
-        loss = state.model.loss_sum(sample_BT, state.layers, dispatch) / sample_BT[:, 1:].numel()
-        loss.backward()
-        for parameter in state.parameters:  # an expert without tokens takes its step too
-            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        state.apply()
-        losses.append(loss.item())
-    return losses
