@@ -15,7 +15,7 @@ from training_runs import LONGEST, TINY, alive, alone, checked, command_line_of,
 
 from artifact.elastic_moe import train
 from artifact.elastic_moe.training import checkpoint
-from figures.lazarus.one_process import losses_in_one_process
+from figures.lazarus.real_recovery import losses_in_one_process
 
 pytestmark = pytest.mark.slow
 

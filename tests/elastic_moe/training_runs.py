@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from artifact.elastic_moe import PRESETS
-from figures.lazarus.one_process import losses_in_one_process
+from figures.lazarus.real_recovery import losses_in_one_process
 
 TINY = PRESETS["tiny"]
 LONGEST = 24
