@@ -1,7 +1,6 @@
 """Nodes that fail and join over time: availability traces and failure processes, as one type of event.
 
-Nodes are numbers. A number stands for a machine with what it holds: a node that comes back, or takes the place of
-another, joins empty.
+Nodes are numbers. A node that returns, or takes the place of another one, joins without any state.
 """
 
 from __future__ import annotations
@@ -39,12 +38,12 @@ class FailureEvent:
 
 @dataclass(frozen=True)
 class FailureTrace:
-    """The nodes at time 0 and all events after it.
+    """The nodes present at time 0, and all events after it.
 
-    Raises: ValueError if times fall, a node fails that is not there, or one joins that is
+    Raises: ValueError if times decrease, a node fails that is absent, or one joins that is present
     """
 
-    name: str  # prefixed "synthetic-" where a generator stood in for data that were not at hand
+    name: str  # prefixed "synthetic-" if a generator replaced data that were not available
     initial: tuple[int, ...]
     events: tuple[FailureEvent, ...]
 
@@ -55,12 +54,12 @@ class FailureTrace:
                 raise ValueError(f"events must be in order of time, got {event.time_s} s after {time_s} s")
             time_s, fails = event.time_s, event.kind == "fail"
             if wrong := [node for node in event.nodes if (node in present) != fails]:
-                there = "there" if fails else "away"
-                raise ValueError(f"nodes that {event.kind} must be {there}, got {wrong} at {time_s} s")
+                rule = "present" if fails else "absent"
+                raise ValueError(f"nodes that {event.kind} must be {rule}, got {wrong} at {time_s} s")
             (present.difference_update if fails else present.update)(event.nodes)
 
     def nodes_at(self, time_s: float) -> tuple[int, ...]:
-        """Nodes that are there once the events up to `time_s`, itself included, have happened; in rising order."""
+        """Nodes present after all events up to and including `time_s`, ascending."""
         present = set(self.initial)
         for event in self.events:
             if event.time_s <= time_s:
@@ -76,17 +75,16 @@ def spot_failures(
     start_minute: float = 0,
     stride: int = 1,
 ) -> FailureTrace:
-    """Spot instances: taken away by the cloud, given again. Lazarus replays 80 minutes of p3 at a cap of 10 (figure 9).
+    """Preemptions and returns of spot instances. Lazarus replays 80 minutes of p3 with a cap of 10 nodes (figure 9).
 
-    The rule of the cap: at most `cap` nodes are used, first those that came first. A node beyond the cap waits and is
-    not used; when a used one is taken away, the one that has waited longest joins in the same minute. What happens in
-    one minute is one event a kind, failures first. Node numbers are those of the file, from 0.
-    Lazarus loses four nodes at once at minute 34. The trace does too, but of its 32 nodes: only one of them is among
-    the first ten. With stride 2 all four are in use; no other rule was found that shows what the paper does.
+    At most `cap` nodes are used, in the order of their arrival; the others wait. If a used node is preempted, the node
+    that has waited longest joins in the same minute. The changes of one minute are one event per kind, failures first.
+    Node numbers are those of the file, from 0.
+    Lazarus loses four nodes at once at minute 34. The trace loses four too, but of its 32 nodes: only one of them is
+    among the first ten. With stride 2 all four are in use; no other rule was found that reproduces the paper's loss.
 
-    stride:  keep only every so many-th machine of the file, by number, as if it were that of a smaller market
-    minutes: how much of the trace, None for all; start_minute: where in the file time 0 is. Nodes at time 0 are those
-             that are there after that minute's changes.
+    stride:  keep every stride-th machine of the file by number, as a smaller market would
+    minutes: length of the trace, None for all; start_minute: time 0 in the file, after the changes of that minute
     Raises:  ValueError if the name is unknown, cap < 1, minutes <= 0, start_minute < 0 or stride < 1
     """
     if name not in SPOT_TRACES:
@@ -111,21 +109,21 @@ def infinitehbd_failures(
 ) -> FailureTrace:
     """Faults of 400 servers over 348 days: a server fails when a fault starts and joins when its last fault ends.
 
-    Servers are numbered in the order of their first fault; 169 never have one. The rule of the cap, the grouping by
-    minutes and the errors are those of `spot_failures`.
+    Servers are numbered in the order of their first fault; 169 never have one. The cap, the grouping by minutes and
+    the errors are those of `spot_failures`.
     """
     changes: list[_Change] = [(0, "join", node) for node in range(INFINITEHBD_NODES)]
     file = datasets.path_or_none("infinitehbd")
     if file is None:
         hours = 348 * 24
         made = poisson_failures(584 / INFINITEHBD_NODES / hours, INFINITEHBD_NODES, hours, repair_hours=133, seed=0)
-        changes += [(int(each.time_s // 60), each.kind, node) for each in made.events for node in each.nodes]
+        changes += [(int(event.time_s // 60), event.kind, node) for event in made.events for node in event.nodes]
         return _used("synthetic-infinitehbd", changes, cap, minutes, start_minute)
     number_of: dict[str, int] = {}
     faults: Counter[int] = Counter()  # that a server has now
-    for each in json.loads(file.read_text(encoding="utf-8")):
-        node, minute = number_of.setdefault(each["node_id"], len(number_of)), int(each["event_time"] * 24 * 60)
-        starts = each["event_type"] == "fault_start"
+    for entry in json.loads(file.read_text(encoding="utf-8")):
+        node, minute = number_of.setdefault(entry["node_id"], len(number_of)), int(entry["event_time"] * 24 * 60)
+        starts = entry["event_type"] == "fault_start"
         if faults[node] == (0 if starts else 1):
             changes.append((minute, "fail" if starts else "join", node))
         faults[node] += 1 if starts else -1
@@ -171,13 +169,13 @@ def poisson_failures(
 
 
 def parse_failures(text: str, num_nodes: int, minutes: float, seed: int = 0) -> FailureTrace:
-    """The events of the first `minutes` minutes, as the command line names them.
+    """The failures that a text of the command line names, over the first `minutes` minutes.
 
     every:5min  one random node fails every 5 minutes until half are left
-    trace:p3    the trace from its start, at most num_nodes nodes used; also trace:infinitehbd
-    rate:0.05   a node that is there fails within the next hour with probability 0.05 and does not come back. This reads
-                Lazarus's p (figure 13) as Bamboo's simulator, which it uses, does; here time is continuous, so that
-                the rate is -ln(1 - p) an hour.
+    trace:p3    the trace from its start, with at most num_nodes nodes in use; also trace:infinitehbd
+    rate:0.05   a node fails within the next hour with probability 0.05 and does not return. Lazarus's p (figure 13)
+                means the same in Bamboo's simulator, which it uses; time is continuous here, so that the rate per hour
+                is -ln(1 - p)
 
     Raises: ValueError for any other text, naming it, if num_nodes < 1 or minutes <= 0
     """
@@ -191,7 +189,9 @@ def parse_failures(text: str, num_nodes: int, minutes: float, seed: int = 0) -> 
     amount, in_minutes = (float(number[1]), bool(number[2])) if number else (0.0, False)
     if kind == "every" and in_minutes and amount > 0:
         made = periodic_failures(amount, num_nodes, seed=seed)
-        return FailureTrace(made.name, made.initial, tuple(each for each in made.events if each.time_s < 60 * minutes))
+        return FailureTrace(
+            made.name, made.initial, tuple(event for event in made.events if event.time_s < 60 * minutes)
+        )
     if kind == "rate" and number and not in_minutes and amount < 1:
         made = poisson_failures(-math.log1p(-amount), num_nodes, minutes / 60, seed=seed)
         return FailureTrace(text, made.initial, made.events)
@@ -208,7 +208,7 @@ def _check(minutes: float, num_nodes: int) -> None:
 def _used(
     name: str, changes: Iterable[_Change], cap: int | None, minutes: float | None, start_minute: float
 ) -> FailureTrace:
-    """What the changes, in order of time, mean for the nodes that are used: see `spot_failures`."""
+    """The trace of the used nodes, see `spot_failures`, from all changes in order of time."""
     if cap is not None and cap < 1:
         raise ValueError(f"cap must be at least 1, got {cap}")
     if minutes is not None and not minutes > 0:
@@ -216,7 +216,7 @@ def _used(
     if start_minute < 0:
         raise ValueError(f"start_minute must not be negative, got {start_minute}")
     end = math.inf if minutes is None else start_minute + minutes
-    waiting: dict[int, None] = {}  # in the order in which they came
+    waiting: dict[int, None] = {}  # in the order of their arrival
     used: dict[int, None] = {}
     initial: tuple[int, ...] | None = None
     events: list[FailureEvent] = []
@@ -252,7 +252,7 @@ def _used(
 
 
 def _spot_like() -> Iterator[_Change]:
-    """Changes like those of p3: 11.4 hours, 18 nodes at first, at most 32, up to 6 lost or given in a minute."""
+    """Changes like those of p3: 11.4 hours, 18 nodes at first, at most 32, up to 6 lost or added in a minute."""
     rng = np.random.default_rng(0)
     present = list(range(18))
     new = len(present)

@@ -18,14 +18,15 @@ ESFT_TASKS = ("intent", "law", "summary", "translation")
 
 @dataclass(frozen=True)
 class LoadTrace:
-    """Tokens per expert over the training of one model, or over what it reads.
+    """Tokens per expert and layer of one model, for iterations of its training or batches of a corpus.
 
-    Raises: ValueError if counts are not [iterations, layers, experts] or negative
+    counts_ILE: [I, L, E], int64
+    Raises:     ValueError if counts are not [iterations, layers, experts] or negative
     """
 
-    name: str  # prefixed "synthetic-" where a generator stood in for data that were not at hand
+    name: str  # prefixed "synthetic-" if a generator replaced data that were not available
     counts_ILE: NDArray[np.int64]
-    iterations: tuple[int, ...]  # number of each recorded iteration, rising
+    iterations: tuple[int, ...]  # number of each recorded iteration, ascending
 
     def __post_init__(self) -> None:
         if self.counts_ILE.ndim != 3 or len(self.counts_ILE) != len(self.iterations):
@@ -35,7 +36,7 @@ class LoadTrace:
             raise ValueError(f"counts_ILE must not be negative, got {self.counts_ILE.min()}")
 
     def at(self, iteration: int) -> NDArray[np.int64]:
-        """[L, E], the loads last recorded at or before an iteration. Raises: ValueError if none were by then."""
+        """[L, E], the latest record at or before an iteration. Raises: ValueError before the first record"""
         index = int(np.searchsorted(self.iterations, iteration, side="right")) - 1
         if index < 0:
             raise ValueError(f"iteration must be at least {self.iterations[0]}, got {iteration}")
@@ -55,7 +56,7 @@ def smartmoe_loads() -> LoadTrace:
 def esft_loads(task: str | None = None, *, tokens_per_iteration: int = 1024) -> LoadTrace:
     """DeepSeek-V2-Lite, top-6 of 64 experts in 26 layers, on one task or on all four in turn: a real shift of load.
 
-    An iteration is the next `tokens_per_iteration` tokens of a task, the rest of a task left out: 8 a task by default.
+    An iteration is `tokens_per_iteration` consecutive tokens of a task, 8 per task by default; the rest is left out.
     Raises: ValueError if the task is unknown or has fewer tokens than an iteration, or these are < 1
     """
     if task is not None and task not in ESFT_TASKS:
@@ -70,12 +71,12 @@ def esft_loads(task: str | None = None, *, tokens_per_iteration: int = 1024) -> 
         )
         return LoadTrace(f"synthetic-{name}", made.counts_ILE, made.iterations)
     with np.load(file) as data:
-        chosen = {each: data[f"{each}_ids"] for each in tasks}
+        chosen = {name: data[f"{name}_ids"] for name in tasks}
     counts = []
-    for each, ids_LTK in chosen.items():
+    for part, ids_LTK in chosen.items():
         tokens = ids_LTK.shape[1]
         if tokens < tokens_per_iteration:
-            raise ValueError(f"tokens_per_iteration must be at most {tokens} for {each}, got {tokens_per_iteration}")
+            raise ValueError(f"tokens_per_iteration must be at most {tokens} for {part}, got {tokens_per_iteration}")
         for start in range(0, tokens - tokens_per_iteration + 1, tokens_per_iteration):
             counts.append(_counts(ids_LTK[:, start : start + tokens_per_iteration], 64))
     return LoadTrace(name, np.stack(counts), tuple(range(len(counts))))
@@ -109,11 +110,11 @@ def drifting_loads(
     seed: int,
     tokens: int = 262_144,
 ) -> LoadTrace:
-    """Loads by Zipf's law whose hot experts move: the k-th hottest expert has a share proportional to k**-skew.
+    """Loads by Zipf's law whose hot experts change: the k-th hottest expert has a share proportional to k**-skew.
 
-    Each expert has a popularity, normal, that keeps sqrt(1 - drift**2) of itself from one iteration to the next and
-    draws the rest anew: with drift 0 the order of the experts stays, with 1 it is another one each time. Tokens, of
-    which each layer and iteration has the same number, are drawn by these shares.
+    The experts are ranked by a normal popularity, an autoregressive process with coefficient sqrt(1 - drift**2): drift
+    0 keeps their order, drift 1 draws another one for each iteration. The `tokens` of a layer and iteration are drawn
+    by these shares.
 
     Raises: ValueError if a count is < 1, skew is negative or drift not in [0, 1]
     """
@@ -137,11 +138,10 @@ def drifting_loads(
 
 
 def top_experts(trace: LoadTrace, num_layers: int, num_experts: int, *, iteration: int | None = None) -> LoadTrace:
-    """The loads of the hottest experts of each of the first layers: how Lazarus replays 32 experts on 8, 12 or 16.
+    """The loads of the hottest experts in each of the first layers: how Lazarus replays 32 experts on 8, 12 or 16.
 
-    The paper says no more than "the loads of the top experts at each layer". Experts are ranked once, so that they are
-    the same ones in all iterations and loads move as recorded: by the total over the trace or, given an iteration, by
-    the loads at it (as the replica counts of GPT-S and GPT-L at a step are worked out). They keep their order.
+    The paper says only "the loads of the top experts at each layer". Here the experts are ranked once, by their total
+    over the trace or by their loads at `iteration`, so that they are the same in all iterations. They keep their order.
 
     Raises: ValueError if the trace has fewer layers or experts, either is < 1, or the iteration is before the trace
     """

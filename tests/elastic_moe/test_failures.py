@@ -192,8 +192,8 @@ def test_another_text_is_refused_by_name(text):
             lambda: FailureTrace("x", (0,), (FailureEvent(2, "fail", (0,)), FailureEvent(1, "join", (0,)))),
             "in order of time, got 1 s after 2",
         ),
-        (lambda: FailureTrace("x", (0,), (FailureEvent(1, "fail", (1,)),)), r"fail must be there, got \[1\]"),
-        (lambda: FailureTrace("x", (0,), (FailureEvent(1, "join", (0,)),)), r"join must be away, got \[0\]"),
+        (lambda: FailureTrace("x", (0,), (FailureEvent(1, "fail", (1,)),)), r"fail must be present, got \[1\]"),
+        (lambda: FailureTrace("x", (0,), (FailureEvent(1, "join", (0,)),)), r"join must be absent, got \[0\]"),
     ],
 )
 def test_what_makes_no_sense_is_refused_by_name(call, message):

@@ -1,6 +1,6 @@
-"""Which nodes hold which experts: the published placement (MRO) and those that it is compared with.
+"""Placement methods: which nodes hold which experts, by Lazarus's MRO, the baselines, and a search for the best.
 
-Every function takes replica counts by expert and slot counts by node. Nodes and experts are numbered from 0.
+Replica counts are given by expert and slot counts by node. Nodes and experts are numbered from 0.
 
 Shape legend: N = nodes, E = experts
 """
@@ -62,8 +62,8 @@ def place(
         raise ValueError(f"replicas must not exceed the slots, got {total} replicas for {sum(slots)} slots")
     if total <= sum(slots) - len(slots):
         raise ValueError(
-            f"replicas must fill the slots, got {total} replicas for {sum(slots)} slots on {len(slots)} nodes: "
-            "one slot fewer a node would do"
+            f"{total} replicas leave {sum(slots) - total} of {sum(slots)} slots empty, on {len(slots)} nodes (at most "
+            "one per node may be): lower the slots or add replicas"
         )
     if loads is not None:
         check_loads(loads, len(replicas))
@@ -100,11 +100,11 @@ def _best(
 
 
 def mro_group_sizes(replicas: Sequence[int], slots: Sequence[int]) -> list[int]:
-    """Nodes of each group of MRO: s_1 .. s_G (Lazarus, section 4.2).
+    """Number of nodes of each group of MRO: s_1 .. s_G (Lazarus, section 4.2).
 
-    Groups are of c consecutive experts by rising replicas, and have as many nodes as the first of them has replicas,
-    the last group at most those left. Where the slots are unequal, c is the smallest slot count. Then, and then only,
-    nodes can run out before the last group; the groups without nodes have size 0.
+    A group is c consecutive experts by ascending replicas, on as many nodes as its first expert has replicas; the last
+    group takes at most the remaining nodes. If the slots are unequal, c is the smallest slot count. Only then can nodes
+    run out before the last group; groups without nodes have size 0.
     """
     sizes: list[int] = []
     for first in sorted(replicas)[:: min(slots)]:
@@ -113,11 +113,11 @@ def mro_group_sizes(replicas: Sequence[int], slots: Sequence[int]) -> list[int]:
 
 
 def _mro(replicas: Sequence[int], slots: Sequence[int]) -> Placement:
-    """Maximum rank overlap, as published: groups of experts share groups of nodes; then the replicas left over.
+    """Maximum rank overlap, as published: groups of experts share groups of nodes; then the remaining replicas.
 
-    Those go, expert by expert, most left first, to nodes with a free slot: those that lack the expert before others,
-    then the one with most free slots, then the lowest number. Where the experts fit on one node, their nodes are nested
-    prefixes.
+    The remaining replicas are placed expert by expert, most of them first, on nodes with a free slot: first nodes
+    that lack the expert, then the one with most free slots, then the lowest number. If all experts fit on one
+    node, their nodes are nested prefixes.
     """
     order = sorted(range(len(replicas)), key=lambda expert: (replicas[expert], expert))
     width, num_nodes = min(slots), len(slots)
@@ -142,7 +142,7 @@ def _mro(replicas: Sequence[int], slots: Sequence[int]) -> Placement:
 
 
 def _leftover_nodes(copies: int, free: Sequence[int], holders: Container[int]) -> list[int]:
-    """Nodes for copies of an expert: those that lack it first, one copy each, then any; the emptiest, then lowest."""
+    """Nodes for copies of an expert: first those that lack it, one copy each, then any; the emptiest, then lowest."""
     if not copies:
         return []
     room = sorted((node for node, slots in enumerate(free) if slots), key=lambda node: (-free[node], node))
@@ -160,9 +160,9 @@ def _leftover_nodes(copies: int, free: Sequence[int], holders: Container[int]) -
 
 
 def _spread(replicas: Sequence[int], slots: Sequence[int]) -> Placement:
-    """Round robin: the experts in turn, each replica to the next node with a free slot that lacks the expert.
+    """Round robin: the experts in turn, each replica on the next node with a free slot that lacks the expert.
 
-    Where every node with a free slot has the expert, the next one takes another copy.
+    If every node with a free slot has the expert, the next one takes another copy.
     """
     nodes: list[list[int]] = [[] for _ in slots]
     num_nodes, next_node = len(slots), 0
@@ -182,14 +182,14 @@ def _spread(replicas: Sequence[int], slots: Sequence[int]) -> Placement:
 
 
 def _compact(replicas: Sequence[int], slots: Sequence[int]) -> Placement:
-    """Node by node, the experts in turn: an expert is on as few consecutive nodes as where it starts allows."""
+    """Node by node, the experts in turn: the replicas of an expert fill consecutive slots."""
     line = _labels(replicas)
     ends = np.cumsum(slots).tolist()
     return _placement([line[end - slot : end] for end, slot in zip(ends, slots, strict=True)], len(replicas))
 
 
 def _random(replicas: Sequence[int], slots: Sequence[int], seed: int) -> Placement:
-    """Every assignment of the replicas to the slots alike; several copies on a node are not avoided."""
+    """Replicas on slots uniformly at random; several copies on a node are not avoided."""
     line = np.random.default_rng(seed).permutation(np.arange(sum(slots)))
     labels = _labels(replicas)
     parts = np.split(line, np.cumsum(slots)[:-1])
@@ -197,20 +197,20 @@ def _random(replicas: Sequence[int], slots: Sequence[int], seed: int) -> Placeme
 
 
 def _eplb(replicas: Sequence[int], slots: Sequence[int], loads: Sequence[float] | None) -> Placement:
-    """Greedy balanced packing: replicas by falling load, each to the least loaded node with a free slot.
+    """Greedy balanced packing: replicas by descending load, each on the least loaded node with a free slot.
 
-    It follows the description of the packing step of DeepSeek's expert parallelism load balancer (EPLB), which chooses
-    the replica counts too; here they are given. Ties go to the lower number.
+    The packing step of DeepSeek's expert parallelism load balancer (EPLB) as described; EPLB also chooses the replica
+    counts, which are given here. Ties go to the lower number.
     """
-    each = load_of_replica(replicas, loads)
+    load_E = load_of_replica(replicas, loads)
     nodes: list[list[int]] = [[] for _ in slots]
     lightest = [(0.0, node) for node in range(len(slots))]
-    for expert in sorted(range(len(replicas)), key=lambda expert: (-each[expert], expert)):
+    for expert in sorted(range(len(replicas)), key=lambda expert: (-load_E[expert], expert)):
         for _ in range(replicas[expert]):
             load, node = heapq.heappop(lightest)
             nodes[node].append(expert)
             if len(nodes[node]) < slots[node]:
-                heapq.heappush(lightest, (load + each[expert], node))
+                heapq.heappush(lightest, (load + load_E[expert], node))
     return _placement(nodes, len(replicas))
 
 

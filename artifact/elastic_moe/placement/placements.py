@@ -17,9 +17,9 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Placement:
-    """Experts of each node: sorted, a number repeated for several copies on one node.
+    """Experts of each node: sorted, with a number repeated for several copies on one node.
 
-    An expert may have no node at all, as after failures.
+    An expert may be on no node, for instance after failures.
     Raises: ValueError for no nodes, no experts, an expert number out of range, or a node that is not sorted
     """
 
@@ -41,7 +41,7 @@ class Placement:
 
     @property
     def replicas(self) -> list[int]:
-        """Copies of each expert, several on one node counted each."""
+        """[E], copies of each expert over all nodes."""
         counts = Counter(chain.from_iterable(self.nodes))
         return [counts[expert] for expert in range(self.num_experts)]
 
@@ -55,7 +55,7 @@ class Placement:
 
     @cached_property
     def holders(self) -> list[tuple[int, ...]]:
-        """For each expert, its nodes, sorted."""
+        """[E], the nodes of each expert, ascending."""
         holders: list[list[int]] = [[] for _ in range(self.num_experts)]
         for number, node in enumerate(self.nodes):
             for expert in dict.fromkeys(node):
@@ -68,7 +68,7 @@ class Placement:
         return not any(gone.issuperset(nodes) for nodes in self.holders)
 
     def max_load_ratio(self, loads: Sequence[float] | None = None) -> float:
-        """Largest over mean load of the nodes, each replica of an expert carrying an equal part of the expert's load.
+        """Largest over mean load of the nodes, if the replicas of an expert share its load equally.
 
         loads: [E]; without them every replica carries 1
         Raises: ValueError unless there is one load for each expert, none negative, and each expert with load is held
@@ -78,10 +78,10 @@ class Placement:
             check_loads(loads, self.num_experts)
             if any(load and not count for load, count in zip(loads, replicas, strict=True)):
                 raise ValueError(f"an expert with load must have a replica, got loads {loads} and replicas {replicas}")
-        each = load_of_replica(replicas, loads)
-        of_nodes = [math.fsum(each[expert] for expert in node) for node in self.nodes]
-        total = math.fsum(of_nodes)
-        return max(of_nodes) * len(of_nodes) / total if total else 1.0
+        load_E = load_of_replica(replicas, loads)
+        load_N = [math.fsum(load_E[expert] for expert in node) for node in self.nodes]
+        total = math.fsum(load_N)
+        return max(load_N) * len(load_N) / total if total else 1.0
 
 
 def load_of_replica(replicas: Sequence[int], loads: Sequence[float] | None) -> list[float]:
