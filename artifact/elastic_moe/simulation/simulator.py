@@ -1,7 +1,7 @@
-"""Training under failures, event by event: what a cluster does at each time, and what comes of it.
+"""Training under failures, simulated event by event.
 
-Between two events nothing is random, so that a run depends on its trace of failures only. Steps are whole: a failure
-discards the one that it interrupts. Times are in s from the start.
+Nothing is random between two events, so that a run depends on its trace of failures only. Steps are whole: a failure
+discards the step that it interrupts. Times are in s from the start.
 """
 
 from __future__ import annotations
@@ -36,13 +36,14 @@ def simulate(
     rebalance_steps: int = 200,
     until_samples: int | None = None,
 ) -> SimulationResult:
-    """Train for so long on the nodes of a trace, whose events come when they come.
+    """Simulate `minutes` of training on the nodes of a trace.
 
-    model, testbed:   by name (WORKLOADS, TESTBEDS) or as they are
+    model, testbed:   names in WORKLOADS and TESTBEDS, or the objects
+    system:           a name in SIMULATED_SYSTEMS
     loads:            tokens of each expert over the iterations, `default_loads` if None; fewer layers stand for all
-    checkpoint_steps: steps from one to the next, None for never, by default the system's own
-    rebalance_steps:  Lazarus allocates anew after so many
-    until_samples:    stop once so many are done
+    checkpoint_steps: steps between checkpoints; None for no checkpoints, "own" for the system's interval
+    rebalance_steps:  steps between new allocations of Lazarus
+    until_samples:    end the run once this many samples are done
 
     A failure of a node in use interrupts the current phase; the failure of an idle node has no effect. Nodes that join
     wait for `TimeModel.join_wait_s` or the next restart; systems in groups use them once they complete another group,
@@ -81,7 +82,7 @@ class _Interrupted(Exception):
 
 
 class _Ended(Exception):
-    """The time is over, or enough samples are done."""
+    """The simulated time is over, or enough samples are done."""
 
 
 @dataclass
@@ -126,10 +127,10 @@ class _Run:
         except _Ended:
             return self.total
 
-    # What is done
+    # Phases
 
     def _start(self) -> None:
-        """At time 0 every node has what it needs."""
+        """Start without delay: at time 0 every node holds its experts."""
         layout = self._layout_of(len(self.idle))
         if layout is None:
             self._restart(failed=False)

@@ -17,7 +17,7 @@ from artifact.elastic_moe.simulation.step_time import Workload
 
 @dataclass(frozen=True)
 class SimulatedSystem:
-    """How a system trains, and what it does when a node in use fails.
+    """How a system trains, and how it recovers from the failure of a node in use.
 
     replicates_experts: by load, on all nodes (Lazarus); else nodes form groups that hold every expert once, and only
                         whole groups train
@@ -38,16 +38,16 @@ SIMULATED_SYSTEMS = {
     "tutel": SimulatedSystem("Tutel", replicates_experts=False, recovers_in_place=False, checkpoint_steps=50),
     "tutel-ft": SimulatedSystem("Tutel(FT)", replicates_experts=False, recovers_in_place=True, checkpoint_steps=250),
 }
-"""With the checkpoint intervals of Lazarus's evaluation. Tutel is modelled as DeepSpeed: it too gives every expert the
-room of the most loaded one, and checkpoints and groups are those of the framework around it."""
+"""Systems by name, with the checkpoint intervals of Lazarus's evaluation. Tutel is modelled as DeepSpeed: it too gives
+every expert the room of the most loaded one, and checkpoints and groups are those of the framework around it."""
 
 
 def default_loads(work: Workload) -> LoadTrace:
-    """The loads that Lazarus replays: of the hottest experts of SmartMoE's first layers.
+    """The loads that Lazarus replays: those of the hottest experts of SmartMoE's first layers.
 
-    Its trace has 32 experts. More are generated, as Lazarus's loads of DeepSeek-V3 are not published: eight layers that
-    stand for all, by Zipf's law with exponent 0.3, so that the hottest of 256 experts has 3.7 times the mean, as in
-    DeepSeek-V2-Lite on the task where it routes most evenly; every 100 steps loads drift.
+    SmartMoE's trace has 32 experts. For more, loads are generated, as Lazarus's loads of DeepSeek-V3 are not published:
+    eight layers that stand for all, by Zipf's law with exponent 0.3, which gives the hottest of 256 experts 3.7 times
+    the mean, as on the task that DeepSeek-V2-Lite routes most evenly. They drift every 100 steps.
     """
     if work.num_experts <= 32:
         return top_experts(smartmoe_loads(), work.num_layers, work.num_experts)
@@ -56,7 +56,7 @@ def default_loads(work: Workload) -> LoadTrace:
 
 
 class LayoutCache:
-    """The layouts of one workload under one load trace, the last `kept` ones; runs that share them are faster."""
+    """The layouts of one workload under one load trace, of which the last `kept` are stored; runs may share a cache."""
 
     def __init__(self, work: Workload, loads: LoadTrace, kept: int = 128) -> None:
         self.work, self.loads = work, loads

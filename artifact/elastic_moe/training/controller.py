@@ -1,10 +1,10 @@
-"""The controller: who is a member, what each node holds, and what happens next. It holds no weights.
+"""The controller of a training run: it tracks the members and the experts that they hold, and plans generations.
 
-A member is gone when its connection closes, or when nothing has come from it for the heartbeat time; its node is then
-killed, so that a process that was only stopped cannot come back with an old state. Each change (a loss, a join, a
-rebalance) is an attempt: stop everyone, hear what each holds, plan, let each fetch what it lacks, go. A change during
-an attempt starts the next one, from what the members hold then. Where an expert has no holder left, all go back to
-the last checkpoint.
+A member is lost if its connection closes, or if no message arrives from it within the heartbeat time; its node is then
+killed, so that a process that was only stopped cannot return with an old state. Each change (a loss, a join, a
+rebalance) is an attempt at a new generation: stop all members, collect what they hold, plan, let them fetch what they
+lack, continue. A change during an attempt starts the next attempt. If an expert has no holder left, all members return
+to the last checkpoint. The controller holds no weights.
 """
 
 from __future__ import annotations
@@ -26,14 +26,18 @@ from artifact.elastic_moe.training.planning import Generation, TooFewNodes, next
 from artifact.elastic_moe.training.wire import BEATS, Message, pack
 
 MAX_FAILED_GENERATIONS = 5
-"""So many generations that fail one after the other, though no node is lost, and training ends."""
+"""Training ends after this many consecutive failed generations without a lost node."""
 
 
 @dataclass(frozen=True)
 class TrainingSettings:
-    """Of one run.
+    """Settings of one training run.
 
-    faults: (node, step, point, kill or stop); joins: steps at which one more node is started
+    nodes:     at the start; steps: of the global batch; seed: of weights and data
+    folder:    of the checkpoints; method: of placement
+    checkpoint_interval, rebalance_interval: in steps
+    heartbeat_s: silence after which a node is lost; timeout_s: of collectives; start_s: to wait for nodes
+    faults:    (node, step, point, kill or stop); joins: steps at which one more node is started
     """
 
     preset: Preset
@@ -55,7 +59,7 @@ class TrainingSettings:
 
 
 class Launcher(Protocol):
-    """Starts and kills nodes, where the controller is their parent; else it does nothing."""
+    """Starts and kills nodes, if this machine started them."""
 
     def start(self, node: int) -> None: ...
 
@@ -64,7 +68,7 @@ class Launcher(Protocol):
 
 @dataclass
 class Member:
-    """A worker that is connected, and what it has said in this attempt."""
+    """A connected worker, and its answers in the present attempt."""
 
     node: int
     writer: asyncio.StreamWriter
@@ -84,7 +88,7 @@ class _Interrupted(Exception):
 
 
 class Controller:
-    """Runs one training to its end. See the module for the order of things.
+    """Runs one training to its end, see the module.
 
     progress: called with each event and each step
     """
@@ -102,7 +106,7 @@ class Controller:
         self._agents: dict[int, asyncio.StreamWriter] = {}
         self._numbers: set[int] = set()  # of nodes so far
         self._attempt = 0
-        self._asked: set[int] = set()  # nodes that the present attempt has asked
+        self._asked: set[int] = set()  # nodes that take part in the present attempt
         self._active: list[int] = []
         self._loads = self._even_loads()
         self._changed = asyncio.Event()
@@ -195,7 +199,7 @@ class Controller:
         self._changed.set()
 
     def _step(self, message: Message) -> None:
-        """A step that is applied: told by rank 0, or after a failure by any rank."""
+        """Record an applied step, reported by rank 0, or after a failure by any rank."""
         step, journal = message["step"], self.journal
         if step in journal.losses:
             return
@@ -212,7 +216,7 @@ class Controller:
             self._joined += 1
             self._starting.add(node)
             self.launcher.start(node)
-        for node, when, _, _ in self.settings.faults:  # of a node that takes no part, and so passes no point
+        for node, when, _, _ in self.settings.faults:  # of an idle node, which passes no point of the step
             if when == step and node in self._members and node not in self._active:
                 self._faults[node] = {"kind": "kill", "point": "idle", "at": time.time()}
                 self._kill(node)
@@ -232,7 +236,7 @@ class Controller:
         self.launcher.kill(node)
 
     def _lose(self, member: Member, why: str) -> None:
-        """A member is gone for good: one that is only stopped is killed."""
+        """Remove a member for good; one that is only stopped is killed."""
         del self._members[member.node]
         member.writer.close()
         self._kill(member.node)
@@ -275,7 +279,7 @@ class Controller:
                 member.send(type="end")
 
     async def closed(self) -> None:
-        """Wait a while until the nodes, which have been told to, have ended; one that cannot be reached is left."""
+        """Wait up to 10 s until the nodes have ended; then close the connections of those that have not."""
         try:
             await asyncio.wait_for(self._until(lambda: not self._agents), 10)
         except TimeoutError:
@@ -284,7 +288,7 @@ class Controller:
             await self._until(lambda: not self._agents)
 
     async def _watch(self) -> None:
-        """Look for members that have fallen silent."""
+        """Lose members that are silent for the heartbeat time."""
         pause_s = self.settings.heartbeat_s / BEATS / 2
         while True:
             before = time.monotonic()
@@ -297,7 +301,7 @@ class Controller:
                     self._lose(member, f"silent for {now - member.heard:.2f} s")
 
     async def _generation(self, source: str) -> str:
-        """Stop, hear, plan, let each fetch, go. Returns where the next generation has its state from: the nodes"""
+        """Form one generation. source: of its state, new, checkpoint or nodes. Returns: the source of the next one"""
         self._attempt += 1
         self._parts.clear()
         began_s = self.journal.now()
@@ -354,24 +358,22 @@ class Controller:
         return "nodes"
 
     async def _plan(self, source: str, standing: dict[int, Message]) -> tuple[str, int, Generation]:
-        held = {node: {(layer, expert) for layer, expert in each["held"]} for node, each in standing.items()}
+        held = {node: {(layer, expert) for layer, expert in answer["held"]} for node, answer in standing.items()}
         while True:
             step = 0
             if source == "checkpoint":
                 step = checkpoint.finished_steps(self.settings.folder)[-1]
             if source == "nodes":
-                # A step that one has applied, all are prepared for (see `worker`).
-                applied = [each for each in standing.values() if each["applied"] is not None]
-                step = min((each["applied"] + each["prepared"] for each in applied), default=0)
-                for each in applied:
-                    if each["report"] and each["report"]["step"] < step:
-                        self._step(each["report"])
-            settings = self.settings
+                # If one member has applied a step, all are prepared for it (see `worker`).
+                applied = [answer for answer in standing.values() if answer["applied"] is not None]
+                step = min((answer["applied"] + answer["prepared"] for answer in applied), default=0)
+                for answer in applied:
+                    if answer["report"] and answer["report"]["step"] < step:
+                        self._step(answer["report"])
+            kind, model, method = self.settings.system, self.settings.preset, self.settings.method
+            restored = source != "nodes"
             try:
-                generation = next_generation(
-                    settings.system, settings.preset, held, self._loads, method=settings.method,
-                    restored=source != "nodes",
-                )  # fmt: skip
+                generation = next_generation(kind, model, held, self._loads, method=method, restored=restored)
                 return source, step, generation
             except Unrecoverable as error:
                 self.progress(self.journal.note("unrecoverable", why=str(error)))
@@ -384,13 +386,13 @@ class Controller:
                 raise _Interrupted(str(error)) from None
 
     def _fall_back(self) -> str:
-        """Forget what came after the last checkpoint."""
+        """Forget the steps after the last checkpoint. Returns: the source of the next generation's state"""
         found = checkpoint.finished_steps(self.settings.folder)
         self.progress(self.journal.restart(found[-1] if found else 0))
         return "checkpoint" if found else "new"
 
     async def _relaunch(self) -> None:
-        """Every worker ends, and its agent starts a new process: what a job without elasticity goes through."""
+        """End every worker and let its agent start a new process, as a job without elasticity must."""
         nodes = set(self._members)
         for node in nodes:
             member = self._members.pop(node)
@@ -401,7 +403,7 @@ class Controller:
 
     @staticmethod
     def _joining(generation: Generation, standing: dict[int, Message]) -> list[tuple[int, int]]:
-        """(source, target) ranks by which those that join get what all hold: sources in turn."""
+        """(source, target) ranks that send the dense state to the members that join; the sources take turns."""
         ranks = range(len(generation.members))
         new = [rank for rank in ranks if standing[generation.members[rank]]["applied"] is None]
         old = [rank for rank in ranks if rank not in new]
@@ -409,7 +411,7 @@ class Controller:
 
     async def _train(self) -> str:
         """Wait until the ranks have halted. Returns why. Raises: _Interrupted"""
-        paused = self.settings.system == "ds"  # it takes no one in before it starts again
+        paused = self.settings.system == "ds"  # it admits nodes only when it restarts
 
         def waiting() -> bool:
             return not paused and bool(self._members.keys() - self._asked)
@@ -441,15 +443,15 @@ class Controller:
         await self._until(done)
 
     async def _until(self, done: Callable[[], bool], nodes: int | None = None) -> None:
-        """Wait for a change that makes it so. nodes: that are waited for, with a limit"""
+        """Wait until `done`. nodes: number of nodes that must come within start_s"""
         end = time.monotonic() + self.settings.start_s
         while not done():
             self._changed.clear()
             try:
                 await asyncio.wait_for(self._changed.wait(), None if nodes is None else end - time.monotonic())
             except TimeoutError:
-                told = f"got {len(self._members)} in {self.settings.start_s:g} s"
-                raise TimeoutError(f"{nodes} nodes must come, {told}") from None
+                found = f"got {len(self._members)} in {self.settings.start_s:g} s"
+                raise TimeoutError(f"{nodes} nodes must come, {found}") from None
 
     def _even_loads(self) -> list[list[int]]:
         return [[1] * self.settings.preset.num_experts for _ in range(self.settings.preset.num_layers)]

@@ -1,7 +1,7 @@
-"""A GPT of mixtures of experts, of whose experts a process holds some only.
+"""A GPT of mixtures of experts; a process holds all dense weights and some of the experts.
 
-Every weight has a seed of its own, so that any process can make the same one. An expert is one flat tensor, and so
-moves between processes in one piece.
+Every weight has its own seed, so that any process can initialise it alike. An expert is one flat tensor, which can be
+sent in one piece.
 
 Shape legend: B = sequences, T = tokens, D = model dimension, L = layers, E = experts, R = S = ranks,
 N = tokens that a rank receives
@@ -23,9 +23,9 @@ from artifact.elastic_moe.training.dispatch import plan_dispatch
 
 
 class Dispatch(Protocol):
-    """Runs a layer's experts on its tokens, and counts them.
+    """Runs a layer's experts on its tokens, and counts the tokens.
 
-    loads_LE: tokens of each expert that this process has routed since it was last cleared
+    loads_LE: [L, E], tokens that this process has routed to each expert since it was last cleared
     """
 
     loads_LE: Tensor
@@ -34,10 +34,10 @@ class Dispatch(Protocol):
 
 
 class DistributedDispatch:
-    """Tokens go to ranks that hold a replica of their expert, and come back (Lazarus, algorithm 1).
+    """Sends tokens to ranks that hold a replica of their expert, and returns the outputs (Lazarus, algorithm 1).
 
-    replicas_LRE: copies of each expert on each rank, in each layer
-    at:           called with the name of a point that is passed
+    replicas_LRE: [L, R, E], copies of each expert on each rank
+    at:           called with the name of each point that is passed, see `run.POINTS`
     """
 
     def __init__(self, group: Group, replicas_LRE: Tensor, at: Callable[[str], None] = lambda point: None) -> None:
@@ -74,7 +74,7 @@ def _feed_forward(x_ND: Tensor, weights: Tensor) -> Tensor:
 
 
 class Block(nn.Module):
-    """Causal attention and a mixture of experts, top-1, each behind a layer norm. The experts are passed in."""
+    """Causal attention and a mixture of experts, top-1, each after a layer norm. The experts are passed in."""
 
     def __init__(self, preset: Preset, layer: int) -> None:
         super().__init__()
@@ -95,7 +95,7 @@ class Block(nn.Module):
 
 
 class MoeGpt(nn.Module):
-    """All but the experts: those are held beside it."""
+    """The dense part of the model. The experts are held outside and passed in."""
 
     def __init__(self, preset: Preset, seed: int) -> None:
         super().__init__()
@@ -111,20 +111,20 @@ class MoeGpt(nn.Module):
                     parameter.zero_()
 
     def forward(self, tokens_BT: Tensor, experts: Sequence[Mapping[int, Tensor]], dispatch: Dispatch) -> Tensor:
-        """Scores of the next token, [B, T, vocabulary]. experts: [L], those held here by number"""
+        """Scores of the next token, [B, T, vocabulary]. experts: [L], those held here, by number"""
         x_BTD = self.tokens(tokens_BT) + self.positions.weight[: tokens_BT.shape[1]]
         for block, held in zip(self.blocks, experts, strict=True):
             x_BTD = block(x_BTD, held, dispatch)
         return functional.linear(self.last(x_BTD), self.tokens.weight)
 
     def loss_sum(self, sample_BT: Tensor, experts: Sequence[Mapping[int, Tensor]], dispatch: Dispatch) -> Tensor:
-        """Sum over tokens of the negative log-likelihood of the next one, nats. sample_BT has one token more."""
+        """Sum over tokens of the negative log-likelihood of the next token, in nats. sample_BT: [B, T + 1]"""
         scores = self(sample_BT[:, :-1], experts, dispatch)
         return functional.cross_entropy(scores.flatten(0, 1), sample_BT[:, 1:].flatten(), reduction="sum")
 
 
 def new_expert(preset: Preset, seed: int, layer: int, expert: int) -> Tensor:
-    """Weights of an expert at the start, [parameters]: the same wherever they are made."""
+    """[parameters], initial weights of an expert, the same in every process."""
     weights = _normal((preset.expert_parameters,), seed, f"expert {layer} {expert}")
     inner = preset.dim * preset.hidden
     weights[inner : inner + preset.hidden] = 0
@@ -133,7 +133,7 @@ def new_expert(preset: Preset, seed: int, layer: int, expert: int) -> Tensor:
 
 
 def batch(preset: Preset, seed: int, step: int) -> Tensor:
-    """The global batch of a step, [sequences, tokens + 1]: noisy arithmetic progressions, which can be learned."""
+    """[sequences, tokens + 1], the global batch of a step: noisy arithmetic progressions, which can be learned."""
     generator = torch.Generator().manual_seed(_seed(seed, f"batch {step}"))
     shape = (preset.global_batch, preset.sequence_tokens + 1)
     start = torch.randint(0, preset.vocabulary, (shape[0], 1), generator=generator)

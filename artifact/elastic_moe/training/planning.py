@@ -1,11 +1,11 @@
-"""What the next generation looks like: its members, what each holds, and who sends what. A function of what is held.
+"""Plans the next generation: its members, the experts that each holds, and the transfers between them.
 
-Lazarus replicates by load and uses every node. DS stands for expert parallelism in groups of nodes that together hold
-each expert once; it uses whole groups only.
+Lazarus replicates by load and uses every node. DS is expert parallelism in groups of nodes that together hold each
+expert once; it uses whole groups only.
 
-All layers have one order of nodes, and a member becomes the same node of the plan in each. With MRO that is as good as
-can be: the layers' groups lie on the same nodes, and together they survive what the worst of them does, so that
-`alignment.align`, which is for other placements, would find nothing better.
+All layers have the same order of nodes, and a member becomes the same node of the plan in all of them. With MRO no
+other orders are better: the layers' groups lie on the same nodes, so that all layers together survive what the worst
+of them survives.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ TRAINED_SYSTEMS = ("lazarus", "ds", "ds-ft")
 
 
 class TooFewNodes(ValueError):
-    """The nodes that are there do not hold every expert once."""
+    """The present nodes have too few slots to hold every expert."""
 
 
 @dataclass(frozen=True)
 class Generation:
-    """members: nodes in the order of their ranks; idle: nodes that are not used; transfers: between ranks"""
+    """A planned generation. members: nodes by rank; idle: nodes that are not used; transfers: between ranks"""
 
     members: list[int]
     idle: list[int]
@@ -52,9 +52,9 @@ def next_generation(
 ) -> Generation:
     """The next generation of these nodes.
 
-    held:     by node, the experts that it holds; none for a node that joins
-    loads:    [layers][experts], tokens of late
-    restored: every state comes from the start or a checkpoint, and none is sent
+    held:     by node, the experts that it holds; empty for a node that joins
+    loads:    [layers][experts], recent tokens
+    restored: states are initial or from a checkpoint, so that none is sent
     Raises: Unrecoverable if no node holds an expert; TooFewNodes
     """
     nodes, slots = sorted(held), preset.slots
@@ -79,7 +79,7 @@ def next_generation(
 
 
 def _whole_groups(nodes: Sequence[int], held: Mapping[int, Collection[ExpertKey]], group_nodes: int) -> list[int]:
-    """As many nodes as make whole groups: left out are nodes whose experts others hold, first those that hold none."""
+    """The nodes that form whole groups. Nodes whose experts others hold are left out, first those that hold none."""
     kept = list(nodes)
     for node in sorted(nodes, key=lambda node: (bool(held[node]), -node)):
         others = set().union(*(held[other] for other in kept if other != node))

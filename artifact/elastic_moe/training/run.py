@@ -1,4 +1,4 @@
-"""Elastic training from one call: a controller here, and nodes that are processes of this machine or come to it."""
+"""Elastic training in one call: a controller in this process, and nodes started here or elsewhere."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from artifact.elastic_moe.training.planning import TRAINED_SYSTEMS
 from artifact.elastic_moe.training.wire import Message
 
 POINTS = ("forward", "backward", "allreduce", "vote", "apply", "migration", "checkpoint")
-"""Where a node can be made to fail: between a layer's two all-to-alls; half through the backward pass; between the
-all-reduces of the dense and the experts' gradients; half through its vote; between vote and optimizer step; before
-experts move, and before a checkpoint is written. It fails there for the first time from the step on: at the step itself
-if it takes part in it and gets there, and where experts move or a checkpoint is written at that step."""
+"""Points of a step at which a node can be made to fail: between a layer's two all-to-alls; halfway through the backward
+pass; between the all-reduces of the dense and the experts' gradients; halfway through its vote; between vote and
+optimizer step; before experts are sent; before a checkpoint is written. The node fails when it first passes the point
+at or after the given step."""
 
 
 def train(
@@ -48,14 +48,15 @@ def train(
     progress: Callable[[Message], None] = lambda message: None,
     **options: Any,
 ) -> TrainingResult:
-    """Train a preset on `nodes` processes for so many steps.
+    """Train a preset on `nodes` processes for `steps` steps, through failures and joins.
 
     kills, stops: (node, step, point): the node is killed (SIGKILL) or stopped (SIGSTOP) at that point of that step
-    joins:        steps at which one more node is started; it is numbered after all before it
-    trace:        more failures and joins, a minute of it being a step
-    folder:       of checkpoints, kept; without it they go when the run ends
-    listen:       address to wait at for nodes from elsewhere (see `node`); none is started here
-    forks:        what starts the nodes; the same one for several runs saves their start
+    joins:        steps at which one more node is started; it gets the next free number
+    trace:        more failures and joins; a minute of the trace is a step
+    folder:       keeps the checkpoints; without it they are deleted at the end
+    listen:       (host, port) at which to wait for nodes from elsewhere (see `node`); no node is started here
+    forks:        starts the nodes; sharing one between runs saves its start-up
+    progress:     called with each event and each step
     options:      fields of `TrainingSettings`
     Raises: ValueError for an unknown preset, system or point, numbers out of range, a node that fails twice or before
             it joins, an address that cannot be listened at, and folders as `checkpoint.prepare`
@@ -64,9 +65,9 @@ def train(
     if trace is not None:
         asked = {node for node, _, _ in (*kills, *stops)}
         traced, joins = _replayed(trace, nodes, steps, joins)
-        kills = [*kills, *(each for each in traced if each[0] not in asked)]
+        kills = [*kills, *(kill for kill in traced if kill[0] not in asked)]
     _check(nodes, steps, preset, system, [*kills, *stops], joins)
-    faults = [(*each, "kill") for each in kills] + [(*each, "stop") for each in stops]
+    faults = [(*fault, "kill") for fault in kills] + [(*fault, "stop") for fault in stops]
     with ExitStack() as stack:
         if folder is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="checkpoints-")))
@@ -87,7 +88,7 @@ def train(
 
 
 def _in_a_thread(run: Coroutine[Any, Any, TrainingResult]) -> TrainingResult:
-    """Run to the end, also where this thread has an event loop, as in a notebook. An interrupt ends the run."""
+    """Run to the end even if this thread has an event loop, as in a notebook. An interrupt ends the run."""
     started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = Future()
 
     async def noted() -> TrainingResult:
@@ -143,7 +144,7 @@ async def _run(
 
 
 class ForkLauncher:
-    """Starts nodes of this machine, forked from one process that has imported what they need. For one run at a time."""
+    """Starts nodes on this machine by forking one process with all imports done. Serves one run at a time."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -159,7 +160,7 @@ class ForkLauncher:
         return self
 
     def __exit__(self, *raised: object) -> None:
-        """Wait for the nodes' ends: they have been told, or see that their controller is gone."""
+        """Wait until the nodes have ended: the controller ended them, or they find it gone."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()
@@ -183,30 +184,30 @@ class ForkLauncher:
 
 
 class RemoteLauncher:
-    """Nodes that are started by others, and come."""
+    """Waits for nodes that are started elsewhere."""
 
     def open(self, address: tuple[str, int]) -> None:
         print(f"waiting for nodes at {socket.gethostname()}, port {address[1]}", file=sys.stderr, flush=True)
 
     def start(self, node: int) -> None:
-        """Nothing: it comes by itself."""
+        """Nothing: the node connects by itself."""
 
     def kill(self, node: int) -> None:
-        """Nothing: its agent does, if it can."""
+        """Nothing: the node's agent kills it."""
 
 
 def _replayed(
     trace: FailureTrace, nodes: int, steps: int, others: Sequence[int]
 ) -> tuple[list[tuple[int, int, str]], list[int]]:
-    """Kills and joins of a trace, a minute a step, from the first minute at which it has so many nodes.
+    """Kills and joins of a trace, a minute per step, from the first minute at which it has `nodes` nodes.
 
-    others: steps of joins beside it, in order; they are among the joins returned, and counted in the numbers of nodes
+    others: steps of further joins, ascending; the returned joins and the node numbers include them
     """
     starts = [0.0, *(event.time_s for event in trace.events)]
     start = next((time_s for time_s in starts if len(trace.nodes_at(time_s)) >= nodes), None)
     if start is None:
         raise ValueError(f"a trace must have {nodes} nodes at some time, {trace.name} never has")
-    number = {node: place for place, node in enumerate(trace.nodes_at(start)[:nodes])}
+    number = {node: rank for rank, node in enumerate(trace.nodes_at(start)[:nodes])}
     unused = set(trace.nodes_at(start)[nodes:])
     kills: list[tuple[int, int, str]] = []
     joins = list(others)

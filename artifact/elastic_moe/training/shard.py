@@ -1,6 +1,6 @@
-"""What one process holds of a model in training: all weights but the experts', some experts, and optimizer states.
+"""The part of a model that one process holds in training: the dense weights, some experts, and optimizer states.
 
-A weight and its optimizer state travel as one flat fp32 tensor of three times its size: weight and both moments.
+A weight is sent together with its optimizer state, as one flat fp32 tensor: the weight and both moments.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class ModelShard:
-    """A model before its first step, with the experts in `held`.
+    """The dense weights, the experts in `held`, and their optimizer.
 
-    applied: steps that are in the weights
+    applied: number of steps applied to the weights
     """
 
     def __init__(self, preset: Preset, seed: int, held: Iterable[ExpertKey], device: torch.device) -> None:
@@ -32,19 +32,19 @@ class ModelShard:
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """All that is held: first what every process holds, in one order."""
+        """All weights held: first the dense ones, in the same order in every process."""
         return [*self.model.parameters(), *self.experts.values()]
 
     @property
     def layers(self) -> list[dict[int, nn.Parameter]]:
-        """[layers], the experts held by number."""
+        """[L], the experts held in each layer, by number."""
         layers: list[dict[int, nn.Parameter]] = [{} for _ in range(self.preset.num_layers)]
         for (layer, expert), parameter in self.experts.items():
             layers[layer][expert] = parameter
         return layers
 
     def apply(self) -> None:
-        """Make the step for which every weight has its gradient."""
+        """Apply one optimizer step; every weight has its gradient."""
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self.applied += 1
@@ -53,12 +53,12 @@ class ModelShard:
         self._optimizer.zero_grad(set_to_none=True)
 
     def keep(self, wanted: Collection[ExpertKey]) -> None:
-        """Give up all other experts. Raises: KeyError if one is not held"""
+        """Drop all other experts. Raises: KeyError if one is not held"""
         self.experts = {key: self.experts[key] for key in sorted(wanted)}
         self._optimizer = self._new_optimizer(self._optimizer)
 
     def pack_dense(self) -> Tensor:
-        """All that every process holds."""
+        """The dense weights and their optimizer states, as one tensor."""
         return torch.cat([self._pack(parameter) for parameter in self.model.parameters()])
 
     def pack_expert(self, key: ExpertKey) -> Tensor:
@@ -66,23 +66,24 @@ class ModelShard:
 
     def unpack_dense(self, packed: Tensor) -> None:
         parameters = list(self.model.parameters())
-        for parameter, part in zip(parameters, packed.split([3 * each.numel() for each in parameters]), strict=True):
+        sizes = [3 * parameter.numel() for parameter in parameters]
+        for parameter, part in zip(parameters, packed.split(sizes), strict=True):
             self._unpack(parameter, part)
 
     def unpack_expert(self, key: ExpertKey, packed: Tensor) -> None:
-        """Hold an expert from here on."""
+        """Add an expert."""
         self.experts[key] = nn.Parameter(torch.empty(self.preset.expert_parameters, device=self.device))
         self._unpack(self.experts[key], packed)
 
     def named(self, keys: Collection[ExpertKey], *, dense: bool) -> dict[str, Tensor]:
-        """Packed tensors of some experts, and of the rest if `dense`, by name: what a checkpoint consists of."""
+        """Packed tensors of these experts, and of the dense weights if `dense`, by their names in a checkpoint."""
         named = {_name(key): self._pack(self.experts[key]).cpu() for key in keys}
         for name, parameter in self.model.named_parameters() if dense else ():
             named[name] = self._pack(parameter).cpu()
         return named
 
     def restore(self, named: Mapping[str, Tensor], applied: int) -> None:
-        """Take over all that is held from tensors by name, as they are after `applied` steps."""
+        """Set all that is held from the named tensors of a checkpoint after `applied` steps."""
         self.applied = applied
         for key in self.experts:
             self._unpack(self.experts[key], named[_name(key)])
@@ -95,7 +96,7 @@ class ModelShard:
         return 3 * sum(parameter.numel() for parameter in self.model.parameters())
 
     def bytes_held(self) -> dict[str, int]:
-        """Of weights and optimizer states, of the experts and of the rest, as allocated."""
+        """Allocated bytes of weights and optimizer states, of the experts and of the dense part."""
         return {
             "expert_bytes": self._bytes(self.experts.values()),
             "dense_bytes": self._bytes(self.model.parameters()),
