@@ -165,6 +165,11 @@ def test_an_expert_that_no_node_holds_is_named_with_its_layer():
         (lambda: assign_nodes([set()], [placement([0], [0])]), "layer 0 must have 1 nodes, .* got 2"),
         (lambda: assign_nodes([set()], []), "at least one layer, got none"),
         (lambda: transfers([{(0, 0)}], [placement([0])], [1], 1), r"permutation of 1 nodes, got \[1\]"),
+        (lambda: transfers([{(0, 0)}], [placement([0], [0])], [0], 1), "layer 0 must have 1 nodes, .* got 2"),
+        (lambda: transfers([{(0, 0)}], [placement([0]), placement([0], [0])], [0], 1), "layer 1 must have 1 nodes"),
+        (lambda: transfers([{(0, 0)}], [], [0], 1), "at least one layer, got none"),
+        (lambda: transfers([{(0, 0)}, {(0, 0)}], [placement([0], [0])], [0, 0], 1), r"got \[0, 0\]"),
+        (lambda: transfers([{(0, 0)}, {(0, 0)}], [placement([0], [0])], [0], 1), r"got \[0\]"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(call, message):

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from artifact.elastic_moe import METHODS, Placement, place, recovery, upper_bound
+from artifact.elastic_moe.placement.search import DOUBT, Candidate, SearchProblem
 
 # (slots, replicas, failures, most failure sets that any placement survives), by full enumeration of placements. In all
 # but a few, none of the other methods gets there.
@@ -215,6 +216,33 @@ def test_a_placement_that_cannot_be_counted_is_taken_only_if_it_survives_no_less
         recovery(place(method, replicas, slots)).probability[failures] for method in ("mro", "spread", "compact")
     )
     assert result.probability[failures] >= most - result.half_width[failures]
+
+
+def test_an_estimate_wins_only_by_three_standard_errors() -> None:
+    problem = SearchProblem((2, 2), (1, 1, 1, 1), None, 0.1, 0)
+    counted, tried = Placement(((0,), (0,), (1,), (1,)), 2), Placement(((0,), (1,), (0,), (1,)), 2)
+    known = Candidate(counted, 0.10, 0.0)
+    for loss, error, wins in ((0.09, 0.005, False), (0.084, 0.005, True), (0.0999, 0.0, True)):
+        estimate = Candidate(tried, loss, error)
+        assert problem.best([known, estimate]).placement == (tried if wins else counted)
+        assert problem.best([estimate, known]).placement == (tried if wins else counted)
+    # Both estimated: the errors add up as independent ones, 0.0042 and 0.0042 to 0.006.
+    first, second = Candidate(counted, 0.10, 0.0042), Candidate(tried, 0.085, 0.0042)
+    assert problem.best([first, second]) == first
+    assert problem.best([first, Candidate(tried, 0.081, 0.0042)]).placement == tried
+
+
+@pytest.mark.parametrize("failure_probability", [0.3, 1e-6])
+def test_on_27_nodes_a_loss_is_estimated_with_an_error_that_covers_it(failure_probability: float) -> None:
+    replicas, slots = (7,) * 12 + (8,) * 3, [4] * 27
+    problem = SearchProblem(replicas, tuple(slots), None, failure_probability, 0)
+    placement = place("random", replicas, slots, seed=5)
+    found = problem.judged(placement)
+    # Also where every drawn failure set loses one expert, and the estimates do not differ: it is not taken for counted.
+    assert 0 < found.standard_error < found.loss / 50
+    good = recovery(placement).good
+    assert good is not None
+    assert abs(found.loss - problem.loss_of(good)) < DOUBT * found.standard_error
 
 
 @pytest.mark.parametrize("failures", [None, 4, 7])

@@ -1,5 +1,6 @@
 """The simulator: small cases worked by hand, what is conserved, and the closed form without failures."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -95,6 +96,28 @@ def test_failures_during_a_restart_begin_it_anew():
     assert (result.restarts, result.lost_steps) == (1, 10)
 
 
+def test_a_failure_is_detected_before_a_restart_and_before_a_reconfiguration():
+    late = replace(SECOND, detection_s=2.5)
+    restarted = run("ds", [(25.5, "fail", (0,))], 40, clock=late, checkpoint_steps=10)
+    assert phases(restarted)[-2:] == [("restarting", 25.5, 33, 0), ("training", 33, 40, 7)]
+    in_place = run("ds-ft", [(10.5, "fail", (0,))], 20, clock=late)
+    assert phases(in_place)[1:] == [("reconfiguring", 10.5, 16, 0), ("training", 16, 20, 4)]
+    # Joins need no detection, and nodes that stalled for others have been detected: the same as with SECOND.
+    joins = [(5.5, "join", (8, 9))]
+    for system in ("ds", "lazarus"):
+        assert phases(run(system, joins, 40, clock=late)) == phases(run(system, joins, 40))
+
+
+def test_a_testbed_of_rates_restarts_after_its_detection_time():
+    def restarting(detection_s):
+        clock = replace(TESTBEDS["a10g"], detection_s=detection_s)
+        result = simulate("GPT-S", "ds", periodic_failures(5, 8, until_nodes=7), clock, 15)
+        assert result.restarts == 1
+        return result.seconds["restarting"]
+
+    assert restarting(20) - restarting(5) == pytest.approx(15)
+
+
 def test_ds_ft_goes_on_while_every_expert_is_left():
     result = run("ds-ft", [(10.5, "fail", (0,))], 20)
     assert phases(result) == [("training", 0, 10.5, 10), ("reconfiguring", 10.5, 13.5, 0), ("training", 13.5, 20, 6)]
@@ -148,6 +171,15 @@ def test_nodes_that_join_wait_for_others():
     ]
     assert [segment.nodes for segment in result.segments] == [4, 5, 6, 6, 6, 5, 5]
     assert [segment.used for segment in result.segments] == [4, 4, 4, 4, 6, 5, 5]
+
+
+def test_a_node_that_fails_while_it_waits_is_never_used():
+    alone = run("lazarus", [(5.5, "join", (8,)), (9, "fail", (8,))], 40)
+    assert phases(alone) == [("training", 0, 5.5, 5), ("training", 5.5, 9, 4), ("training", 9, 40, 31)]
+    assert [(segment.nodes, segment.used) for segment in alone.segments] == [(4, 4), (5, 4), (4, 4)]
+    other = run("lazarus", [(5.5, "join", (8, 9)), (9, "fail", (8,))], 40)
+    assert phases(other)[-2:] == [("reconfiguring", 16, 20, 0), ("training", 20, 40, 20)]
+    assert (other.segments[-1].nodes, other.segments[-1].used) == (5, 5)
 
 
 def test_ds_takes_another_group_by_a_checkpoint_and_a_restart():
