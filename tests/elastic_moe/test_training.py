@@ -192,7 +192,10 @@ def test_checkpoints_of_another_run_are_left_alone(tmp_path):
     wrong = [
         ({"steps": 5}, r"must have a folder without checkpoints, .* has those of steps \[4\]"),
         ({"steps": 4, "resume": True}, r"steps must be more than the 4 of the checkpoint in .*, got 4"),
-        ({"steps": 5, "resume": True, "seed": 1}, r"resumed with the settings of its start, .* got {'preset': 'tiny', 'seed'"),
+        (
+            {"steps": 5, "resume": True, "seed": 1},
+            r"resumed with the settings of its start, .* got {'preset': 'tiny', 'seed'",
+        ),
         ({"steps": 5, "resume": True, "preset": "small"}, r"got {'preset': 'small', 'seed': 0}"),
     ]
     for changed, told in wrong:
