@@ -12,12 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from artifact.elastic_moe import Placement, allocate, assign_nodes, holdings_of, place, recovery
 from artifact.elastic_moe.placement import probability as exactly
-from artifact.elastic_moe.placement.allocation import allocate
-from artifact.elastic_moe.placement.methods import Placement, place
-from artifact.elastic_moe.placement.migration import assign, holdings_of
-from artifact.elastic_moe.placement.probability import recovery
-from artifact.elastic_moe.training.dispatch import plan
+from artifact.elastic_moe.training.dispatch import plan_dispatch
 
 REPEATS = 15
 TOKENS, RANKS = 4096, 4
@@ -91,7 +88,7 @@ class Rank(nn.Module):
     def forward(self, x_TD: Tensor) -> Tensor:
         chance_TE = self.gate(x_TD).softmax(1)
         weight_T, expert_T = chance_TE.max(1)
-        way = plan(expert_T, self.replicas_RE, self.routed(expert_T), 0)
+        way = plan_dispatch(expert_T, self.replicas_RE, self.routed(expert_T), 0)
         received_ND = x_TD.index_select(0, way.order_T)
         by_expert_ND = torch.empty_like(received_ND).index_copy(0, way.place_N, received_ND)
         parts = by_expert_ND.split(way.expert_counts)
@@ -114,7 +111,9 @@ def dispatched() -> pd.DataFrame:
         tokens_SE = layer.routed(expert_T)
         few = {"repeats": 5} if dim >= 512 else {}
         own, whole = seconds(
-            lambda layer=layer, expert_T=expert_T, tokens_SE=tokens_SE: plan(expert_T, layer.replicas_RE, tokens_SE, 0),
+            lambda layer=layer, expert_T=expert_T, tokens_SE=tokens_SE: plan_dispatch(
+                expert_T, layer.replicas_RE, tokens_SE, 0
+            ),
             lambda layer=layer, x_TD=x_TD: layer(x_TD).sum().backward(),
             **few,
         )
@@ -135,11 +134,11 @@ def assigned() -> pd.DataFrame:
         )
         holdings = holdings_of(before, sorted(rng.permutation(nodes)[:left].tolist()))
         greedy, optimal = seconds(
-            lambda holdings=holdings, after=after: assign(holdings, after, "greedy"),
-            lambda holdings=holdings, after=after: assign(holdings, after, "optimal"),
+            lambda holdings=holdings, after=after: assign_nodes(holdings, after, "greedy"),
+            lambda holdings=holdings, after=after: assign_nodes(holdings, after, "optimal"),
             repeats=3,
         )
-        sent = [_sent(holdings, after, assign(holdings, after, method)) for method in ("greedy", "optimal")]
+        sent = [_sent(holdings, after, assign_nodes(holdings, after, method)) for method in ("greedy", "optimal")]
         row = {"nodes": nodes, "slots": slots, "experts": experts, "greedy_ms": 1e3 * greedy}
         rows.append({**row, "optimal over greedy, time": optimal / greedy, "and states sent": sent[1] / sent[0]})
     return pd.DataFrame(rows)

@@ -83,9 +83,7 @@ def place(
     as_json: cli.AsJson = False,
 ) -> None:
     """Place the replicas of one layer's experts on nodes, and print from which failures they recover."""
-    from artifact.elastic_moe.placement.allocation import allocate
-    from artifact.elastic_moe.placement.methods import place
-    from artifact.elastic_moe.placement.probability import recovery
+    from artifact.elastic_moe import allocate, place, recovery
 
     if (replicas is None) == (loads is None):
         raise ValueError("give either --replicas or --loads, got " + ("neither" if loads is None else "both"))
@@ -156,8 +154,7 @@ def train(
     as_json: cli.AsJson = False,
 ) -> None:
     """Train a mixture of experts on real processes that fail and join, and print what each failure cost."""
-    from artifact.elastic_moe import failures
-    from artifact.elastic_moe.training.run import train
+    from artifact.elastic_moe import infinitehbd_failures, spot_failures, train
     from artifact.elastic_moe.training.wire import address_of
 
     if device == "cuda" and listen is None:
@@ -167,7 +164,7 @@ def train(
             raise ValueError(f"--device cuda must have a device for each of {nodes} nodes, found {devices}")
     if resume and checkpoints is None:
         raise ValueError("--resume goes with --checkpoints, got no folder")
-    traces = {"p3": failures.spot, "infinitehbd": failures.infinitehbd}
+    traces = {"p3": spot_failures, "infinitehbd": infinitehbd_failures}
 
     def show(event: dict[str, Any]) -> None:
         shown = {name: value for name, value in event.items() if name not in ("event", "placements", "at_s")}
@@ -210,10 +207,9 @@ def simulate(
     as_json: cli.AsJson = False,
 ) -> None:
     """Simulate training on nodes that fail and join, and print throughput, losses and where the time goes."""
-    from artifact.elastic_moe.failures import parse
-    from artifact.elastic_moe.simulation.simulator import simulate
+    from artifact.elastic_moe import parse_failures, simulate
 
-    trace = parse(failures, nodes, minutes, seed)
+    trace = parse_failures(failures, nodes, minutes, seed)
     start = time.perf_counter()
     result = simulate(model, system, trace, testbed, minutes, checkpoint_steps=checkpoint_steps or "own")
     seconds = time.perf_counter() - start

@@ -1,7 +1,6 @@
 """Nodes that fail and join over time: availability traces and failure processes, as one type of event.
 
-Nodes are numbers. A number stands for a machine with what it holds: a node that comes back, or takes the place of
-another, joins empty.
+Nodes are numbers. A node that returns, or takes the place of another one, joins without any state.
 """
 
 from __future__ import annotations
@@ -29,7 +28,7 @@ _Change = tuple[int, Literal["fail", "join"], int]  # minute, kind, node
 
 
 @dataclass(frozen=True)
-class Event:
+class FailureEvent:
     """Nodes that fail, or join, at the same time."""
 
     time_s: float
@@ -38,15 +37,15 @@ class Event:
 
 
 @dataclass(frozen=True)
-class Trace:
-    """The nodes at time 0 and all events after it.
+class FailureTrace:
+    """The nodes present at time 0, and all events after it.
 
-    Raises: ValueError if times fall, a node fails that is not there, or one joins that is
+    Raises: ValueError if times decrease, a node fails that is absent, or one joins that is present
     """
 
-    name: str  # prefixed "synthetic-" where a generator stood in for data that were not at hand
+    name: str  # prefixed "synthetic-" if a generator replaced data that were not available
     initial: tuple[int, ...]
-    events: tuple[Event, ...]
+    events: tuple[FailureEvent, ...]
 
     def __post_init__(self) -> None:
         present, time_s = set(self.initial), 0.0
@@ -55,12 +54,12 @@ class Trace:
                 raise ValueError(f"events must be in order of time, got {event.time_s} s after {time_s} s")
             time_s, fails = event.time_s, event.kind == "fail"
             if wrong := [node for node in event.nodes if (node in present) != fails]:
-                there = "there" if fails else "away"
-                raise ValueError(f"nodes that {event.kind} must be {there}, got {wrong} at {time_s} s")
+                rule = "present" if fails else "absent"
+                raise ValueError(f"nodes that {event.kind} must be {rule}, got {wrong} at {time_s} s")
             (present.difference_update if fails else present.update)(event.nodes)
 
     def nodes_at(self, time_s: float) -> tuple[int, ...]:
-        """Nodes that are there once the events up to `time_s`, itself included, have happened; in rising order."""
+        """Nodes present after all events up to and including `time_s`, ascending."""
         present = set(self.initial)
         for event in self.events:
             if event.time_s <= time_s:
@@ -68,25 +67,24 @@ class Trace:
         return tuple(sorted(present))
 
 
-def spot(
+def spot_failures(
     name: str = "p3",
     *,
     cap: int | None = None,
     minutes: float | None = None,
     start_minute: float = 0,
     stride: int = 1,
-) -> Trace:
-    """Spot instances: taken away by the cloud, given again. Lazarus replays 80 minutes of p3 at a cap of 10 (figure 9).
+) -> FailureTrace:
+    """Preemptions and returns of spot instances. Lazarus replays 80 minutes of p3 with a cap of 10 nodes (figure 9).
 
-    The rule of the cap: at most `cap` nodes are used, first those that came first. A node beyond the cap waits and is
-    not used; when a used one is taken away, the one that has waited longest joins in the same minute. What happens in
-    one minute is one event a kind, failures first. Node numbers are those of the file, from 0.
-    Lazarus loses four nodes at once at minute 34. The trace does too, but of its 32 nodes: only one of them is among
-    the first ten. With stride 2 all four are in use; no other rule was found that shows what the paper does.
+    At most `cap` nodes are used, in the order of their arrival; the others wait. If a used node is preempted, the node
+    that has waited longest joins in the same minute. The changes of one minute are one event per kind, failures first.
+    Node numbers are those of the file, from 0.
+    Lazarus loses four nodes at once at minute 34. The trace loses four too, but of its 32 nodes: only one of them is
+    among the first ten. With stride 2 all four are in use; no other rule was found that reproduces the paper's loss.
 
-    stride:  keep only every so many-th machine of the file, by number, as if it were that of a smaller market
-    minutes: how much of the trace, None for all; start_minute: where in the file time 0 is. Nodes at time 0 are those
-             that are there after that minute's changes.
+    stride:  keep every stride-th machine of the file by number, as a smaller market would
+    minutes: length of the trace, None for all; start_minute: time 0 in the file, after the changes of that minute
     Raises:  ValueError if the name is unknown, cap < 1, minutes <= 0, start_minute < 0 or stride < 1
     """
     if name not in SPOT_TRACES:
@@ -106,31 +104,33 @@ def spot(
     return _used(name, kept, cap, minutes, start_minute)
 
 
-def infinitehbd(*, cap: int | None = None, minutes: float | None = None, start_minute: float = 0) -> Trace:
+def infinitehbd_failures(
+    *, cap: int | None = None, minutes: float | None = None, start_minute: float = 0
+) -> FailureTrace:
     """Faults of 400 servers over 348 days: a server fails when a fault starts and joins when its last fault ends.
 
-    Servers are numbered in the order of their first fault; 169 never have one. The rule of the cap, the grouping by
-    minutes and the errors are those of `spot`.
+    Servers are numbered in the order of their first fault; 169 never have one. The cap, the grouping by minutes and
+    the errors are those of `spot_failures`.
     """
     changes: list[_Change] = [(0, "join", node) for node in range(INFINITEHBD_NODES)]
     file = datasets.path_or_none("infinitehbd")
     if file is None:
         hours = 348 * 24
-        made = poisson(584 / INFINITEHBD_NODES / hours, INFINITEHBD_NODES, hours, repair_hours=133, seed=0)
-        changes += [(int(each.time_s // 60), each.kind, node) for each in made.events for node in each.nodes]
+        made = poisson_failures(584 / INFINITEHBD_NODES / hours, INFINITEHBD_NODES, hours, repair_hours=133, seed=0)
+        changes += [(int(event.time_s // 60), event.kind, node) for event in made.events for node in event.nodes]
         return _used("synthetic-infinitehbd", changes, cap, minutes, start_minute)
     number_of: dict[str, int] = {}
     faults: Counter[int] = Counter()  # that a server has now
-    for each in json.loads(file.read_text(encoding="utf-8")):
-        node, minute = number_of.setdefault(each["node_id"], len(number_of)), int(each["event_time"] * 24 * 60)
-        starts = each["event_type"] == "fault_start"
+    for entry in json.loads(file.read_text(encoding="utf-8")):
+        node, minute = number_of.setdefault(entry["node_id"], len(number_of)), int(entry["event_time"] * 24 * 60)
+        starts = entry["event_type"] == "fault_start"
         if faults[node] == (0 if starts else 1):
             changes.append((minute, "fail" if starts else "join", node))
         faults[node] += 1 if starts else -1
     return _used("infinitehbd", changes, cap, minutes, start_minute)
 
 
-def every(minutes: float, num_nodes: int, until_nodes: int | None = None, seed: int = 0) -> Trace:
+def periodic_failures(minutes: float, num_nodes: int, until_nodes: int | None = None, seed: int = 0) -> FailureTrace:
     """One random node fails every `minutes` minutes until `until_nodes` are left, by default half (Lazarus, figure 6).
 
     Raises: ValueError if minutes <= 0, num_nodes < 1, or until_nodes is not in [0, num_nodes]
@@ -140,13 +140,13 @@ def every(minutes: float, num_nodes: int, until_nodes: int | None = None, seed: 
     if not 0 <= left <= num_nodes:
         raise ValueError(f"until_nodes must be in [0, {num_nodes}], got {until_nodes}")
     order = np.random.default_rng(seed).permutation(num_nodes)[: num_nodes - left].tolist()
-    events = (Event(60.0 * minutes * step, "fail", (node,)) for step, node in enumerate(order, start=1))
-    return Trace(f"every:{minutes:g}min", tuple(range(num_nodes)), tuple(events))
+    events = (FailureEvent(60.0 * minutes * step, "fail", (node,)) for step, node in enumerate(order, start=1))
+    return FailureTrace(f"every:{minutes:g}min", tuple(range(num_nodes)), tuple(events))
 
 
-def poisson(
+def poisson_failures(
     rate_per_node_hour: float, num_nodes: int, hours: float, repair_hours: float | None = None, seed: int = 0
-) -> Trace:
+) -> FailureTrace:
     """Each node fails at a constant rate, independently of the others, and joins `repair_hours` later (None: never).
 
     Raises: ValueError if the rate is negative, num_nodes < 1, hours <= 0 or repair_hours <= 0
@@ -156,43 +156,45 @@ def poisson(
         raise ValueError(f"rate_per_node_hour must not be negative, got {rate_per_node_hour}")
     if repair_hours is not None and repair_hours <= 0:
         raise ValueError(f"repair_hours must be positive, got {repair_hours}")
-    events: list[Event] = []
+    events: list[FailureEvent] = []
     for node in range(num_nodes if rate_per_node_hour else 0):
         rng, now = np.random.default_rng([seed, node]), 0.0
         while (now := now + rng.exponential(1 / rate_per_node_hour)) < hours:
-            events.append(Event(3600 * now, "fail", (node,)))
+            events.append(FailureEvent(3600 * now, "fail", (node,)))
             now += math.inf if repair_hours is None else repair_hours
             if now < hours:
-                events.append(Event(3600 * now, "join", (node,)))
+                events.append(FailureEvent(3600 * now, "join", (node,)))
     events.sort(key=lambda event: event.time_s)
-    return Trace(f"poisson:{rate_per_node_hour:g}/h", tuple(range(num_nodes)), tuple(events))
+    return FailureTrace(f"poisson:{rate_per_node_hour:g}/h", tuple(range(num_nodes)), tuple(events))
 
 
-def parse(text: str, num_nodes: int, minutes: float, seed: int = 0) -> Trace:
-    """The events of the first `minutes` minutes, as the command line names them.
+def parse_failures(text: str, num_nodes: int, minutes: float, seed: int = 0) -> FailureTrace:
+    """The failures that a text of the command line names, over the first `minutes` minutes.
 
     every:5min  one random node fails every 5 minutes until half are left
-    trace:p3    the trace from its start, at most num_nodes nodes used; also trace:infinitehbd
-    rate:0.05   a node that is there fails within the next hour with probability 0.05 and does not come back. This reads
-                Lazarus's p (figure 13) as Bamboo's simulator, which it uses, does; here time is continuous, so that
-                the rate is -ln(1 - p) an hour.
+    trace:p3    the trace from its start, with at most num_nodes nodes in use; also trace:infinitehbd
+    rate:0.05   a node fails within the next hour with probability 0.05 and does not return. Lazarus's p (figure 13)
+                means the same in Bamboo's simulator, which it uses; time is continuous here, so that the rate per hour
+                is -ln(1 - p)
 
     Raises: ValueError for any other text, naming it, if num_nodes < 1 or minutes <= 0
     """
     _check(minutes, num_nodes)
     kind, _, value = text.partition(":")
     if text == "trace:infinitehbd":
-        return infinitehbd(cap=num_nodes, minutes=minutes)
+        return infinitehbd_failures(cap=num_nodes, minutes=minutes)
     if kind == "trace" and value in SPOT_TRACES:
-        return spot(value, cap=num_nodes, minutes=minutes)
+        return spot_failures(value, cap=num_nodes, minutes=minutes)
     number = re.fullmatch(r"(\d+(?:\.\d+)?)(min)?", value)
     amount, in_minutes = (float(number[1]), bool(number[2])) if number else (0.0, False)
     if kind == "every" and in_minutes and amount > 0:
-        made = every(amount, num_nodes, seed=seed)
-        return Trace(made.name, made.initial, tuple(each for each in made.events if each.time_s < 60 * minutes))
+        made = periodic_failures(amount, num_nodes, seed=seed)
+        return FailureTrace(
+            made.name, made.initial, tuple(event for event in made.events if event.time_s < 60 * minutes)
+        )
     if kind == "rate" and number and not in_minutes and amount < 1:
-        made = poisson(-math.log1p(-amount), num_nodes, minutes / 60, seed=seed)
-        return Trace(text, made.initial, made.events)
+        made = poisson_failures(-math.log1p(-amount), num_nodes, minutes / 60, seed=seed)
+        return FailureTrace(text, made.initial, made.events)
     raise ValueError(f"failures must be {_KNOWN} (below 1), got {text!r}")
 
 
@@ -203,8 +205,10 @@ def _check(minutes: float, num_nodes: int) -> None:
         raise ValueError(f"num_nodes must be at least 1, got {num_nodes}")
 
 
-def _used(name: str, changes: Iterable[_Change], cap: int | None, minutes: float | None, start_minute: float) -> Trace:
-    """What the changes, in order of time, mean for the nodes that are used: see `spot`."""
+def _used(
+    name: str, changes: Iterable[_Change], cap: int | None, minutes: float | None, start_minute: float
+) -> FailureTrace:
+    """The trace of the used nodes, see `spot_failures`, from all changes in order of time."""
     if cap is not None and cap < 1:
         raise ValueError(f"cap must be at least 1, got {cap}")
     if minutes is not None and not minutes > 0:
@@ -212,10 +216,10 @@ def _used(name: str, changes: Iterable[_Change], cap: int | None, minutes: float
     if start_minute < 0:
         raise ValueError(f"start_minute must not be negative, got {start_minute}")
     end = math.inf if minutes is None else start_minute + minutes
-    waiting: dict[int, None] = {}  # in the order in which they came
+    waiting: dict[int, None] = {}  # in the order of their arrival
     used: dict[int, None] = {}
     initial: tuple[int, ...] | None = None
-    events: list[Event] = []
+    events: list[FailureEvent] = []
 
     def fill() -> tuple[int, ...]:
         taken = list(waiting)[: None if cap is None else cap - len(used)]
@@ -241,14 +245,14 @@ def _used(name: str, changes: Iterable[_Change], cap: int | None, minutes: float
             continue
         time_s = 60.0 * (minute - start_minute)
         if failed:
-            events.append(Event(time_s, "fail", tuple(failed)))
+            events.append(FailureEvent(time_s, "fail", tuple(failed)))
         if joined := fill():
-            events.append(Event(time_s, "join", joined))
-    return Trace(name, fill() if initial is None else initial, tuple(events))
+            events.append(FailureEvent(time_s, "join", joined))
+    return FailureTrace(name, fill() if initial is None else initial, tuple(events))
 
 
 def _spot_like() -> Iterator[_Change]:
-    """Changes like those of p3: 11.4 hours, 18 nodes at first, at most 32, up to 6 lost or given in a minute."""
+    """Changes like those of p3: 11.4 hours, 18 nodes at first, at most 32, up to 6 lost or added in a minute."""
     rng = np.random.default_rng(0)
     present = list(range(18))
     new = len(present)

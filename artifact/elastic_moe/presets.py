@@ -1,4 +1,4 @@
-"""Models that the trainer knows, and how they are trained. No tensors here."""
+"""The models and how they are trained: those of Lazarus's evaluation, and small ones for CPUs. No tensors here."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Preset:
-    """A GPT whose every layer is a mixture of experts, top-1, and how it is trained.
+    """A GPT with a mixture of experts in every layer, top-1, and how it is trained.
 
+    hidden:       width of an expert's inner layer
     slots:        experts of a layer that a node holds; min_replicas: f of the allocation
-    global_batch: sequences of a step over all nodes, whatever their number
-    group_nodes:  nodes that hold every expert once in expert parallelism without replication (DS's groups)
+    global_batch: sequences of a step over all nodes together
+    group_nodes:  nodes of a group that holds every expert once, in expert parallelism without replication (DS)
     """
 
     name: str
@@ -30,12 +31,23 @@ class Preset:
 
     @property
     def expert_parameters(self) -> int:
-        """Two matrices and their biases."""
+        """Parameters of one expert of one layer: two matrices and their biases."""
         return 2 * self.dim * self.hidden + self.hidden + self.dim
 
     @property
+    def dense_parameters(self) -> int:
+        """All parameters but the experts', which every node holds; input and output embedding are shared."""
+        attention, norms = 4 * (self.dim * self.dim + self.dim), 4 * self.dim
+        embeddings = (self.vocabulary + self.sequence_tokens) * self.dim
+        return self.num_layers * (attention + norms + self.dim * self.num_experts) + embeddings + 2 * self.dim
+
+    @property
+    def parameters(self) -> int:
+        return self.dense_parameters + self.num_layers * self.num_experts * self.expert_parameters
+
+    @property
     def expert_bytes(self) -> int:
-        """What moves with an expert: its weights and both moments of the optimizer, fp32."""
+        """Bytes of an expert's state: its weights and both moments of the optimizer, fp32."""
         return 3 * 4 * self.expert_parameters
 
     @property
@@ -53,4 +65,4 @@ PRESETS = {
         Preset("GPT-L", 12, 1024, 16, 16, 4096, 50257, 1024, 40, slots=6, min_replicas=2, group_nodes=4),
     )
 }
-"""The GPTs are those of the paper (Lazarus, table 1); tiny and small are for processors."""
+"""Presets by name: GPT-S, GPT-M and GPT-L (Lazarus, table 1), and tiny and small for CPUs."""

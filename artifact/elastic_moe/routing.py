@@ -1,4 +1,4 @@
-"""How many tokens go to each expert: recorded loads of real models, generated ones, and the paper's three models.
+"""How many tokens go to each expert: recorded loads of real models, and generated ones.
 
 Shape legend: I = recorded iterations, L = layers, E = experts, T = tokens, K = experts of a token
 """
@@ -18,14 +18,15 @@ ESFT_TASKS = ("intent", "law", "summary", "translation")
 
 @dataclass(frozen=True)
 class LoadTrace:
-    """Tokens per expert over the training of one model, or over what it reads.
+    """Tokens per expert and layer of one model, for iterations of its training or batches of a corpus.
 
-    Raises: ValueError if counts are not [iterations, layers, experts] or negative
+    counts_ILE: [I, L, E], int64
+    Raises:     ValueError if counts are not [iterations, layers, experts] or negative
     """
 
-    name: str  # prefixed "synthetic-" where a generator stood in for data that were not at hand
+    name: str  # prefixed "synthetic-" if a generator replaced data that were not available
     counts_ILE: NDArray[np.int64]
-    iterations: tuple[int, ...]  # number of each recorded iteration, rising
+    iterations: tuple[int, ...]  # number of each recorded iteration, ascending
 
     def __post_init__(self) -> None:
         if self.counts_ILE.ndim != 3 or len(self.counts_ILE) != len(self.iterations):
@@ -35,71 +36,27 @@ class LoadTrace:
             raise ValueError(f"counts_ILE must not be negative, got {self.counts_ILE.min()}")
 
     def at(self, iteration: int) -> NDArray[np.int64]:
-        """[L, E], the loads last recorded at or before an iteration. Raises: ValueError if none were by then."""
+        """[L, E], the latest record at or before an iteration. Raises: ValueError before the first record"""
         index = int(np.searchsorted(self.iterations, iteration, side="right")) - 1
         if index < 0:
             raise ValueError(f"iteration must be at least {self.iterations[0]}, got {iteration}")
         return self.counts_ILE[index]
 
 
-@dataclass(frozen=True)
-class Model:
-    """A GPT-2-style model all of whose layers are mixtures of experts (Lazarus, table 1).
-
-    Attention and experts have biases, norms a scale and a bias, the router no bias; input and output embedding are one.
-    """
-
-    name: str
-    num_layers: int
-    dim: int
-    num_experts: int
-    vocabulary: int = 50_257
-    sequence_length: int = 1024
-
-    @property
-    def expert_parameters(self) -> int:
-        """Of one expert of one layer: two matrices to and from 4 * dim, with biases."""
-        return 2 * self.dim * 4 * self.dim + 5 * self.dim
-
-    @property
-    def dense_parameters(self) -> int:
-        """Of all but the experts, which every node holds."""
-        attention = 4 * (self.dim * self.dim + self.dim)
-        norms, router = 4 * self.dim, self.dim * self.num_experts
-        embeddings = (self.vocabulary + self.sequence_length) * self.dim
-        return self.num_layers * (attention + norms + router) + embeddings + 2 * self.dim
-
-    @property
-    def parameters(self) -> int:
-        return self.dense_parameters + self.num_layers * self.num_experts * self.expert_parameters
-
-    @property
-    def expert_state_bytes(self) -> int:
-        """What a transfer of one expert of one layer moves: fp16 weight, fp32 weight and both moments, 14 B each."""
-        return 14 * self.expert_parameters
-
-
-MODELS = {
-    "GPT-S": Model("GPT-S", num_layers=12, dim=768, num_experts=8),
-    "GPT-M": Model("GPT-M", num_layers=12, dim=1024, num_experts=12),
-    "GPT-L": Model("GPT-L", num_layers=12, dim=1024, num_experts=16),
-}
-
-
-def smartmoe() -> LoadTrace:
+def smartmoe_loads() -> LoadTrace:
     """Training of a GPT-MoE, top-2 of 32 experts in 24 layers, each tenth of 5,001 iterations; Lazarus names it."""
     file = datasets.path_or_none("smartmoe")
     if file is None:
-        made = drifting(24, 32, 501, skew=1.2, drift=0.1, seed=0)
+        made = drifting_loads(24, 32, 501, skew=1.2, drift=0.1, seed=0)
         return LoadTrace("synthetic-smartmoe", made.counts_ILE, tuple(range(1, 5002, 10)))
     with np.load(file) as data:
         return LoadTrace("smartmoe", data["counts"].astype(np.int64), tuple(data["iters"].tolist()))
 
 
-def esft(task: str | None = None, *, tokens_per_iteration: int = 1024) -> LoadTrace:
+def esft_loads(task: str | None = None, *, tokens_per_iteration: int = 1024) -> LoadTrace:
     """DeepSeek-V2-Lite, top-6 of 64 experts in 26 layers, on one task or on all four in turn: a real shift of load.
 
-    An iteration is the next `tokens_per_iteration` tokens of a task, the rest of a task left out: 8 a task by default.
+    An iteration is `tokens_per_iteration` consecutive tokens of a task, 8 per task by default; the rest is left out.
     Raises: ValueError if the task is unknown or has fewer tokens than an iteration, or these are < 1
     """
     if task is not None and task not in ESFT_TASKS:
@@ -109,21 +66,23 @@ def esft(task: str | None = None, *, tokens_per_iteration: int = 1024) -> LoadTr
     tasks, name = (ESFT_TASKS, "esft") if task is None else ((task,), f"esft-{task}")
     file = datasets.path_or_none("esft")
     if file is None:
-        made = drifting(26, 64, 8 * len(tasks), skew=0.6, drift=0.2, seed=len(tasks), tokens=6 * tokens_per_iteration)
+        made = drifting_loads(
+            26, 64, 8 * len(tasks), skew=0.6, drift=0.2, seed=len(tasks), tokens=6 * tokens_per_iteration
+        )
         return LoadTrace(f"synthetic-{name}", made.counts_ILE, made.iterations)
     with np.load(file) as data:
-        chosen = {each: data[f"{each}_ids"] for each in tasks}
+        chosen = {name: data[f"{name}_ids"] for name in tasks}
     counts = []
-    for each, ids_LTK in chosen.items():
+    for part, ids_LTK in chosen.items():
         tokens = ids_LTK.shape[1]
         if tokens < tokens_per_iteration:
-            raise ValueError(f"tokens_per_iteration must be at most {tokens} for {each}, got {tokens_per_iteration}")
+            raise ValueError(f"tokens_per_iteration must be at most {tokens} for {part}, got {tokens_per_iteration}")
         for start in range(0, tokens - tokens_per_iteration + 1, tokens_per_iteration):
             counts.append(_counts(ids_LTK[:, start : start + tokens_per_iteration], 64))
     return LoadTrace(name, np.stack(counts), tuple(range(len(counts))))
 
 
-def olmoe(model: str = "olmoe") -> LoadTrace:
+def olmoe_loads(model: str = "olmoe") -> LoadTrace:
     """Tokens per expert in three layers of a released model, an iteration for each corpus in order of its name.
 
     model: olmoe (64 experts, top-8), olmoe-sft, olmoe-dpo or mistral (8 experts, top-2)
@@ -134,14 +93,14 @@ def olmoe(model: str = "olmoe") -> LoadTrace:
         raise ValueError(f"model must be one of {', '.join(known)}, got {model!r}")
     file = datasets.path_or_none("olmoe")
     if file is None:
-        made = drifting(3, 8 if model == "mistral" else 64, 6, skew=0.6, drift=0.5, seed=0)
+        made = drifting_loads(3, 8 if model == "mistral" else 64, 6, skew=0.6, drift=0.5, seed=0)
         return LoadTrace(f"synthetic-{model}", made.counts_ILE, made.iterations)
     with np.load(file) as data:
         counts = [data[key].astype(np.int64) for key in sorted(data.files) if key.partition("__")[0] == model]
     return LoadTrace(model, np.stack(counts), tuple(range(len(counts))))
 
 
-def drifting(
+def drifting_loads(
     num_layers: int,
     num_experts: int,
     num_iterations: int,
@@ -151,11 +110,11 @@ def drifting(
     seed: int,
     tokens: int = 262_144,
 ) -> LoadTrace:
-    """Loads by Zipf's law whose hot experts move: the k-th hottest expert has a share proportional to k**-skew.
+    """Loads by Zipf's law whose hot experts change: the k-th hottest expert has a share proportional to k**-skew.
 
-    Each expert has a popularity, normal, that keeps sqrt(1 - drift**2) of itself from one iteration to the next and
-    draws the rest anew: with drift 0 the order of the experts stays, with 1 it is another one each time. Tokens, of
-    which each layer and iteration has the same number, are drawn by these shares.
+    The experts are ranked by a normal popularity, an autoregressive process with coefficient sqrt(1 - drift**2): drift
+    0 keeps their order, drift 1 draws another one for each iteration. The `tokens` of a layer and iteration are drawn
+    by these shares.
 
     Raises: ValueError if a count is < 1, skew is negative or drift not in [0, 1]
     """
@@ -179,11 +138,10 @@ def drifting(
 
 
 def top_experts(trace: LoadTrace, num_layers: int, num_experts: int, *, iteration: int | None = None) -> LoadTrace:
-    """The loads of the hottest experts of each of the first layers: how Lazarus replays 32 experts on 8, 12 or 16.
+    """The loads of the hottest experts in each of the first layers: how Lazarus replays 32 experts on 8, 12 or 16.
 
-    The paper says no more than "the loads of the top experts at each layer". Experts are ranked once, so that they are
-    the same ones in all iterations and loads move as recorded: by the total over the trace or, given an iteration, by
-    the loads at it (as the replica counts of GPT-S and GPT-L at a step are worked out). They keep their order.
+    The paper says only "the loads of the top experts at each layer". Here the experts are ranked once, by their total
+    over the trace or by their loads at `iteration`, so that they are the same in all iterations. They keep their order.
 
     Raises: ValueError if the trace has fewer layers or experts, either is < 1, or the iteration is before the trace
     """
@@ -195,6 +153,10 @@ def top_experts(trace: LoadTrace, num_layers: int, num_experts: int, *, iteratio
     heat_LE = counts_ILE.sum(axis=0) if iteration is None else trace.at(iteration)[:num_layers]
     kept_LE = np.sort((-heat_LE).argsort(axis=1, kind="stable")[:, :num_experts], axis=1)
     return LoadTrace(trace.name, np.take_along_axis(counts_ILE, kept_LE[None], axis=2), trace.iterations)
+
+
+LOAD_TRACES = {"smartmoe": smartmoe_loads, "esft": esft_loads, "olmoe": olmoe_loads}
+"""Recorded loads of real models by name."""
 
 
 def _counts(ids_LTK: NDArray, num_experts: int) -> NDArray[np.int64]:

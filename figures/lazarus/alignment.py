@@ -18,9 +18,8 @@ from itertools import accumulate, chain
 import numba
 import numpy as np
 
-from artifact.elastic_moe.placement.methods import Placement
-from artifact.elastic_moe.placement.probability import recovery
-from artifact.elastic_moe.placement.search import COLD, DOUBT, WARM, FailureSets, Judged, Problem
+from artifact.elastic_moe import Placement, recovery
+from artifact.elastic_moe.placement.search import COLD, DOUBT, WARM, Candidate, FailureSets, SearchProblem
 from artifact.elastic_moe.placement.search_kernels import EQUAL, Floats, Integers, Words, bit_count
 
 Order = list[int]
@@ -76,7 +75,7 @@ def align(
     return _separate(found.placement, layers)
 
 
-def _first_or_better(judged: Sequence[Judged]) -> Judged:
+def _first_or_better(judged: Sequence[Candidate]) -> Candidate:
     """The first, or one that has less loss, beyond doubt where losses are estimates."""
     found = judged[0]
     for each in judged[1:]:
@@ -117,12 +116,12 @@ def _inverse(orders_LN: Sequence[Order] | Integers) -> Integers:
     return np.argsort(np.array(orders_LN, dtype=np.int64), axis=1)
 
 
-def _problem(joint: Placement, failures: int | None, failure_probability: float, seed: int) -> Problem:
+def _problem(joint: Placement, failures: int | None, failure_probability: float, seed: int) -> SearchProblem:
     slots = tuple(max(len(node), 1) for node in joint.nodes)
-    return Problem(tuple(joint.replicas), slots, failures, failure_probability, seed)
+    return SearchProblem(tuple(joint.replicas), slots, failures, failure_probability, seed)
 
 
-def _worst_layer(problem: Problem, layers: Sequence[Placement]) -> float:
+def _worst_layer(problem: SearchProblem, layers: Sequence[Placement]) -> float:
     """The largest loss of one layer: no orders of the layers have less together. 0 where it is not counted."""
     survived = [recovery(layer).good for layer in dict.fromkeys(layers)]
     return max(problem.loss_of(good) if good is not None else 0.0 for good in survived)
@@ -161,7 +160,7 @@ class _Search:
     generator: np.random.Generator
 
     @classmethod
-    def of(cls, problem: Problem, layers: Sequence[Placement], slots: Sequence[int]) -> _Search:
+    def of(cls, problem: SearchProblem, layers: Sequence[Placement], slots: Sequence[int]) -> _Search:
         smallest = [_smallest_sets(layer) for layer in layers]
         sets = problem.failure_sets(COUNTED_SETS if 1 << problem.num_nodes <= COUNTED_SETS else DRAWN_SETS)
         members = np.array([node for each in smallest for nodes in each for node in nodes], dtype=np.int64)

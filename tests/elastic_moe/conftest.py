@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 @pytest.fixture(scope="module")
 def forks():
     """What starts nodes, once for all runs of a module."""
-    from artifact.elastic_moe.training.run import Forks
+    from artifact.elastic_moe import ForkLauncher
 
-    with Forks() as started:
+    with ForkLauncher() as started:
         yield started

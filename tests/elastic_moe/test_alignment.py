@@ -8,9 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from artifact.elastic_moe.placement.methods import Placement, place
-from artifact.elastic_moe.placement.probability import recovery, survival
-from artifact.elastic_moe.presets import PRESETS
+from artifact.elastic_moe import PRESETS, Placement, place, recovery, survival
 from artifact.elastic_moe.training.planning import next_generation
 from figures.lazarus.alignment import align
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from artifact.elastic_moe.placement.allocation import allocate
+from artifact.elastic_moe import allocate
 
 
 def as_written(loads, num_slots, min_replicas):

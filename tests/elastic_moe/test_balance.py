@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from figures.lazarus.balance import allocate_balanced
+from figures.lazarus.planners import allocate_balanced
 
 
 def test_counts_of_eplb_under_zipf_loads():

@@ -9,7 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from artifact.elastic_moe.training import dispatch
-from artifact.elastic_moe.training.dispatch import plan, split
+from artifact.elastic_moe.training.dispatch import plan_dispatch
+
+
+def split_tokens(tokens_SE, replicas_RE):
+    """[S, E, R], tokens that each source sends to each rank for each expert: the plans of all ranks together."""
+    local_RE, start_2RE, end_2RE = dispatch._flows(*dispatch._checked(tokens_SE, replicas_RE))
+    sent_SRE = dispatch._overlap(start_2RE[0, :, None], end_2RE[0, :, None], start_2RE[1], end_2RE[1])
+    ranks = torch.arange(len(local_RE), device=local_RE.device)
+    sent_SRE[ranks, ranks] += local_RE
+    return sent_SRE.transpose(1, 2)
 
 
 @pytest.fixture(autouse=True)
@@ -79,7 +88,7 @@ def exchange_back(plans, rows_of):
 
 def test_worked_example():
     # 13 tokens and replicas on ranks 0, 1, 2: 5 + 4 + 4. Rank 3's token was met before those of rank 0, and goes first.
-    found = split(torch.tensor([[10], [0], [2], [1]]), torch.tensor([[1], [1], [1], [0]]))
+    found = split_tokens(torch.tensor([[10], [0], [2], [1]]), torch.tensor([[1], [1], [1], [0]]))
     assert found[:, 0].tolist() == [[5, 3, 2, 0], [0, 0, 0, 0], [0, 0, 2, 0], [0, 1, 0, 0]]
 
 
@@ -87,7 +96,7 @@ def test_split_equals_the_rule_applied_rank_by_rank_in_10000_cases():
     rng = np.random.default_rng(0)
     for ranks in range(1, 11):
         tokens_SE, replicas_RE = random_columns(rng, ranks, 1000)
-        found = split(tokens_SE, replicas_RE).permute(1, 0, 2).tolist()
+        found = split_tokens(tokens_SE, replicas_RE).permute(1, 0, 2).tolist()
         columns = zip(tokens_SE.T.tolist(), replicas_RE.T.tolist(), strict=True)
         assert found == [reference(*column) for column in columns]
 
@@ -97,7 +106,7 @@ def test_split_equals_the_rule_applied_rank_by_rank_in_10000_cases():
 def test_each_replica_gets_its_share_no_token_is_lost_and_ranks_serve_themselves_first(ranks, experts, seed, scale):
     tokens_SE, replicas_RE = random_columns(np.random.default_rng(seed), ranks, experts)
     tokens_SE = tokens_SE * scale + tokens_SE % 7
-    sent_SER = split(tokens_SE, replicas_RE)
+    sent_SER = split_tokens(tokens_SE, replicas_RE)
     assert sent_SER.dtype == torch.int64 and sent_SER.min() >= 0
     assert torch.equal(sent_SER.sum(2), tokens_SE)
     total_E, copies_E = tokens_SE.sum(0), replicas_RE.sum(0)
@@ -113,9 +122,9 @@ def test_no_rank_is_favoured_by_its_number():
     rng = np.random.default_rng(1)
     tokens_SE, replicas_RE = random_columns(rng, 6, 300)
     tokens_SE = tokens_SE * replicas_RE.sum(0)
-    found = split(tokens_SE, replicas_RE)
+    found = split_tokens(tokens_SE, replicas_RE)
     for by in range(1, 6):
-        assert torch.equal(split(tokens_SE.roll(by, 0), replicas_RE.roll(by, 0)), found.roll((by, by), (0, 2)))
+        assert torch.equal(split_tokens(tokens_SE.roll(by, 0), replicas_RE.roll(by, 0)), found.roll((by, by), (0, 2)))
 
 
 @pytest.mark.parametrize("ranks", [1, 2, 5])
@@ -123,8 +132,8 @@ def test_plans_of_all_ranks_agree_with_the_split_and_with_one_another(ranks):
     rng = np.random.default_rng(ranks)
     tokens_SE, replicas_RE = random_columns(rng, ranks, 40)
     expert_of = choices(rng, tokens_SE)
-    plans = [plan(expert_of[rank], replicas_RE, tokens_SE, rank) for rank in range(ranks)]
-    sent_SER = split(tokens_SE, replicas_RE)
+    plans = [plan_dispatch(expert_of[rank], replicas_RE, tokens_SE, rank) for rank in range(ranks)]
+    sent_SER = split_tokens(tokens_SE, replicas_RE)
     for rank, each in enumerate(plans):
         assert each.send_counts == sent_SER[rank].sum(0).tolist()
         assert each.recv_counts == sent_SER[:, :, rank].sum(1).tolist()
@@ -141,7 +150,7 @@ def test_plans_of_all_ranks_agree_with_the_split_and_with_one_another(ranks):
 
 def test_choices_of_an_expert_keep_their_order():
     expert_T = torch.tensor([1, 0, 1, 1, 0, 1])
-    found = plan(expert_T, torch.tensor([[1, 1], [0, 1]]), torch.tensor([[2, 4], [0, 0]]), 0)
+    found = plan_dispatch(expert_T, torch.tensor([[1, 1], [0, 1]]), torch.tensor([[2, 4], [0, 0]]), 0)
     assert found.send_counts == [4, 2]
     assert found.order_T.tolist() == [1, 4, 0, 2, 3, 5]
 
@@ -169,7 +178,7 @@ def test_outputs_and_gradients_equal_a_dense_layer_in_10000_cases():
     for ranks, experts in large + small:
         tokens_SE, replicas_RE = random_columns(rng, ranks, experts)
         expert_of = choices(rng, tokens_SE)
-        plans = [plan(expert_of[rank], replicas_RE, tokens_SE, rank) for rank in range(ranks)]
+        plans = [plan_dispatch(expert_of[rank], replicas_RE, tokens_SE, rank) for rank in range(ranks)]
         weight = torch.randn(experts, width, width) / 2
         copies = [weight.clone().requires_grad_() for _ in range(ranks)]
         for rank in range(ranks):
@@ -204,7 +213,7 @@ def test_a_top_2_layer_of_two_matrices_equals_the_dense_one():
     gate_STE = (x_STD @ torch.randn(width, experts) * torch.linspace(0.2, 2, experts)).softmax(2)
     weight_STK, expert_STK = gate_STE.topk(2)
     tokens_SE = torch.stack([each.flatten().bincount(minlength=experts) for each in expert_STK])
-    plans = [plan(expert_STK[rank].flatten(), replicas_RE, tokens_SE, rank) for rank in range(ranks)]
+    plans = [plan_dispatch(expert_STK[rank].flatten(), replicas_RE, tokens_SE, rank) for rank in range(ranks)]
 
     def feed_forward(rows, expert):
         return (rows @ inner[expert][0]).relu() @ inner[expert][1]
@@ -220,25 +229,34 @@ def test_a_top_2_layer_of_two_matrices_equals_the_dense_one():
 
 
 def test_nothing_to_send_is_a_plan_of_zeros():
-    found = plan(torch.zeros(0, dtype=torch.int64), torch.ones(2, 3), torch.zeros(2, 3, dtype=torch.int64), 1)
+    found = plan_dispatch(torch.zeros(0, dtype=torch.int64), torch.ones(2, 3), torch.zeros(2, 3, dtype=torch.int64), 1)
     assert (found.send_counts, found.recv_counts, found.expert_counts) == ([0, 0], [0, 0], [0, 0, 0])
     assert len(found.order_T) == len(found.place_N) == 0
 
 
 def test_an_expert_without_tokens_needs_no_replica():
-    assert split(torch.tensor([[3, 0]]), torch.tensor([[1, 0]])).tolist() == [[[3], [0]]]
+    assert split_tokens(torch.tensor([[3, 0]]), torch.tensor([[1, 0]])).tolist() == [[[3], [0]]]
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
         (
-            lambda: split(torch.tensor([[1, 0, 2]]), torch.tensor([[0, 0, 0]])),
+            lambda: split_tokens(torch.tensor([[1, 0, 2]]), torch.tensor([[0, 0, 0]])),
             r"must have a replica, got none of \[0, 2\]",
         ),
-        (lambda: split(torch.ones(2, 3), torch.ones(3, 3)), r"one shape \[ranks, experts\], got \(2, 3\) and \(3, 3\)"),
-        (lambda: plan(torch.tensor([0]), torch.ones(2, 1), torch.ones(2, 1), 2), r"rank must be in \[0, 2\), got 2"),
-        (lambda: plan(torch.tensor([0, 0]), torch.ones(1, 1), torch.ones(1, 1), 0), "must have the 1 choices .* got 2"),
+        (
+            lambda: split_tokens(torch.ones(2, 3), torch.ones(3, 3)),
+            r"one shape \[ranks, experts\], got \(2, 3\) and \(3, 3\)",
+        ),
+        (
+            lambda: plan_dispatch(torch.tensor([0]), torch.ones(2, 1), torch.ones(2, 1), 2),
+            r"rank must be in \[0, 2\), got 2",
+        ),
+        (
+            lambda: plan_dispatch(torch.tensor([0, 0]), torch.ones(1, 1), torch.ones(1, 1), 0),
+            "must have the 1 choices .* got 2",
+        ),
     ],
 )
 def test_what_cannot_be_sent_is_refused_by_name(call, message):
@@ -253,10 +271,10 @@ def test_the_compiled_plan_equals_that_of_torch(monkeypatch):
         tokens_SE, replicas_RE = random_columns(rng, num_ranks, num_experts)
         rank = int(rng.integers(num_ranks))
         expert_T = choices(rng, tokens_SE)[rank]
-        found = plan(expert_T, replicas_RE, tokens_SE, rank)
+        found = plan_dispatch(expert_T, replicas_RE, tokens_SE, rank)
         with monkeypatch.context() as patched:
             patched.setattr(dispatch, "_planned_by_kernel", dispatch._planned_by_torch)
-            expected = plan(expert_T, replicas_RE, tokens_SE, rank)
+            expected = plan_dispatch(expert_T, replicas_RE, tokens_SE, rank)
         for field in vars(expected):
             one, other = (torch.as_tensor(getattr(each, field)) for each in (found, expected))
             assert torch.equal(one, other), field
@@ -266,7 +284,7 @@ def test_the_compiled_plan_equals_that_of_torch(monkeypatch):
 def test_choices_that_are_not_those_counted_are_refused(wrong):
     tokens_SE, replicas_RE = torch.tensor([[2, 1, 0]]), torch.tensor([[1, 1, 1]])
     with pytest.raises(ValueError, match=r"choices of tokens_SE\[0\], got others of the same number"):
-        plan(torch.tensor([0, wrong, wrong]), replicas_RE, tokens_SE, 0)
+        plan_dispatch(torch.tensor([0, wrong, wrong]), replicas_RE, tokens_SE, 0)
 
 
 @pytest.mark.gpu
@@ -275,10 +293,10 @@ def test_a_plan_on_cuda_equals_that_on_cpu():
     rng = np.random.default_rng(3)
     tokens_SE, replicas_RE = random_columns(rng, 8, 64)
     expert_T = choices(rng, tokens_SE)[3]
-    expected = plan(expert_T, replicas_RE, tokens_SE, 3)
-    found = plan(expert_T.cuda(), replicas_RE.cuda(), tokens_SE.cuda(), 3)
+    expected = plan_dispatch(expert_T, replicas_RE, tokens_SE, 3)
+    found = plan_dispatch(expert_T.cuda(), replicas_RE.cuda(), tokens_SE.cuda(), 3)
     assert found.order_T.is_cuda and found.place_N.is_cuda
     assert torch.equal(found.order_T.cpu(), expected.order_T)
     assert torch.equal(found.place_N.cpu(), expected.place_N)
     assert found.expert_counts == expected.expert_counts
-    assert torch.equal(split(tokens_SE.cuda(), replicas_RE.cuda()).cpu(), split(tokens_SE, replicas_RE))
+    assert torch.equal(split_tokens(tokens_SE.cuda(), replicas_RE.cuda()).cpu(), split_tokens(tokens_SE, replicas_RE))

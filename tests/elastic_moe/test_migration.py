@@ -8,8 +8,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from artifact.elastic_moe.placement.methods import Placement
-from artifact.elastic_moe.placement.migration import Transfer, Unrecoverable, assign, holdings_of, transfers
+from artifact.elastic_moe import Placement, Transfer, Unrecoverable, assign_nodes, holdings_of, transfers
 
 
 def placement(*nodes):
@@ -53,7 +52,7 @@ def test_worked_example():
     holdings = holdings_of(old, [0, 2, None])
     assert holdings[0] == {(0, 0), (0, 1), (1, 0), (1, 1)} and holdings[2] == set()
     new = [placement([2, 3], [0, 3], [0, 1]), placement([1, 2], [0, 1], [0, 1])]
-    assignment = assign(holdings, new)
+    assignment = assign_nodes(holdings, new)
     assert assignment == [2, 0, 1]
     assert transfers(holdings, new, assignment, 7) == [
         Transfer(0, 0, source=0, target=2, num_bytes=7),
@@ -66,10 +65,10 @@ def test_worked_example():
 def test_greedy_takes_what_is_best_for_the_first_node_and_can_be_worse():
     holdings = [{(0, 0), (0, 1)}, {(0, 0), (0, 1), (0, 2), (0, 3)}]
     new = [placement([0, 1], [2, 3])]
-    assert assign(holdings, new, "greedy") == assign(holdings, new) == [0, 1]
+    assert assign_nodes(holdings, new, "greedy") == assign_nodes(holdings, new) == [0, 1]
     holdings.reverse()
-    assert assign(holdings, new, "greedy") == [0, 1]  # the first of two that cost it nothing
-    assert assign(holdings, new) == [1, 0]
+    assert assign_nodes(holdings, new, "greedy") == [0, 1]  # the first of two that cost it nothing
+    assert assign_nodes(holdings, new) == [1, 0]
     assert len(transfers(holdings, new, [0, 1], 1)) == 2 and transfers(holdings, new, [1, 0], 1) == []
 
 
@@ -77,7 +76,7 @@ def test_greedy_takes_what_is_best_for_the_first_node_and_can_be_worse():
 @given(cases(), st.sampled_from(["optimal", "greedy"]))
 def test_after_the_transfers_every_node_holds_what_its_placement_says(case, method):
     holdings, new = case
-    assignment = assign(holdings, new, method)
+    assignment = assign_nodes(holdings, new, method)
     assert sorted(assignment) == list(range(len(holdings)))
     held_by_any = set().union(*holdings)
     lost = sorted(
@@ -103,7 +102,9 @@ def test_after_the_transfers_every_node_holds_what_its_placement_says(case, meth
 def test_the_optimal_assignment_sends_least_of_all_and_greedy_no_less(case):
     holdings, new = case
     assume(len(holdings) <= 6)
-    optimal, greedy = (new_states(holdings, new, assign(holdings, new, method)) for method in ("optimal", "greedy"))
+    optimal, greedy = (
+        new_states(holdings, new, assign_nodes(holdings, new, method)) for method in ("optimal", "greedy")
+    )
     assert optimal <= greedy
     assert optimal == min(new_states(holdings, new, order) for order in permutations(range(len(holdings))))
 
@@ -115,8 +116,8 @@ def test_nothing_is_sent_when_nodes_are_only_renumbered(method):
     old = [random_placement(rng, 8, 12, 4) for _ in range(3)]
     new = [Placement(tuple(each.nodes[node] for node in order), each.num_experts) for each in old]
     holdings = holdings_of(old, list(range(8)))
-    assert transfers(holdings, old, assign(holdings, old, method), 1) == []
-    assert transfers(holdings, new, assign(holdings, new, method), 1) == []
+    assert transfers(holdings, old, assign_nodes(holdings, old, method), 1) == []
+    assert transfers(holdings, new, assign_nodes(holdings, new, method), 1) == []
 
 
 def test_layers_are_assigned_together():
@@ -125,7 +126,7 @@ def test_layers_are_assigned_together():
     new = [placement([0], [1]), placement([1], [0]), placement([1], [0])]
     holdings = holdings_of(old, [0, 1])
     for method in ("optimal", "greedy"):
-        assert assign(holdings, new, method) == [1, 0]
+        assert assign_nodes(holdings, new, method) == [1, 0]
     assert {each.layer for each in transfers(holdings, new, [1, 0], 1)} == {0}
 
 
@@ -134,7 +135,7 @@ def test_sources_share_what_is_sent():
     full = list(range(7))
     new = [placement(full, full, full, full, full)]
     holdings = [{(0, expert) for expert in full}] * 3 + [set(), set()]
-    planned = transfers(holdings, new, assign(holdings, new), 10)
+    planned = transfers(holdings, new, assign_nodes(holdings, new), 10)
     assert sorted(Counter(each.source for each in planned).values()) == [4, 5, 5]
     assert {each.target for each in planned} == {3, 4}
 
@@ -160,10 +161,15 @@ def test_an_expert_that_no_node_holds_is_named_with_its_layer():
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: assign([set()], [placement([0])], "best"), "method must be one of optimal, greedy, got 'best'"),
-        (lambda: assign([set()], [placement([0], [0])]), "layer 0 must have 1 nodes, .* got 2"),
-        (lambda: assign([set()], []), "at least one layer, got none"),
+        (lambda: assign_nodes([set()], [placement([0])], "best"), "method must be one of optimal, greedy, got 'best'"),
+        (lambda: assign_nodes([set()], [placement([0], [0])]), "layer 0 must have 1 nodes, .* got 2"),
+        (lambda: assign_nodes([set()], []), "at least one layer, got none"),
         (lambda: transfers([{(0, 0)}], [placement([0])], [1], 1), r"permutation of 1 nodes, got \[1\]"),
+        (lambda: transfers([{(0, 0)}], [placement([0], [0])], [0], 1), "layer 0 must have 1 nodes, .* got 2"),
+        (lambda: transfers([{(0, 0)}], [placement([0]), placement([0], [0])], [0], 1), "layer 1 must have 1 nodes"),
+        (lambda: transfers([{(0, 0)}], [], [0], 1), "at least one layer, got none"),
+        (lambda: transfers([{(0, 0)}, {(0, 0)}], [placement([0], [0])], [0, 0], 1), r"got \[0, 0\]"),
+        (lambda: transfers([{(0, 0)}, {(0, 0)}], [placement([0], [0])], [0], 1), r"got \[0\]"),
     ],
 )
 def test_what_does_not_fit_is_refused_by_name(call, message):

@@ -7,8 +7,7 @@ from typing import get_args
 
 import pytest
 
-from artifact.elastic_moe import commands
-from artifact.elastic_moe.placement.methods import METHODS
+from artifact.elastic_moe import METHODS, commands
 
 KEYS = {"replicas", "placement", "recovery_probability", "exact", "seconds", "max_load_ratio"}
 EXAMPLE = ("moe", "place", "--replicas", "2,2,3,4,5", "--nodes", 5, "--slots", 4)
@@ -91,7 +90,7 @@ def test_people_read_a_table(run):
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (("--replicas", "2,2", "--nodes", 5, "--slots", 4), "must fill the slots, got 4 replicas for 20 slots"),
+        (("--replicas", "2,2", "--nodes", 5, "--slots", 4), "4 replicas leave 16 of 20 slots empty"),
         (("--replicas", "20,2", "--nodes", 5, "--slots", 4), "must not exceed the slots, got 22 replicas for 20"),
         (("--replicas", "1", "--nodes", 0, "--slots", 4), "--nodes must be at least 1, got 0"),
         (("--loads", "3,-1", "--nodes", 2, "--slots", 2), "not negative, got -1"),

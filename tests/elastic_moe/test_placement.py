@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from artifact.elastic_moe.placement.allocation import allocate
-from artifact.elastic_moe.placement.methods import METHODS, Placement, mro_group_sizes, place
+from artifact.elastic_moe import METHODS, Placement, allocate, mro_group_sizes, place
 
 OTHERS = [method for method in METHODS if method != "best"]  # `best` is tested with the search
 
@@ -254,8 +253,8 @@ def test_load_on_an_expert_without_a_replica_is_refused():
         ("mro", [], [1], "at least one expert"),
         ("mro", [2, 0], [2], "at least 1 replica, got 0"),
         ("mro", [3, 2], [2, 2], "must not exceed the slots, got 5 replicas for 4 slots"),
-        ("mro", [1, 1], [2, 2], "got 2 replicas for 4 slots on 2 nodes: one slot fewer"),
-        ("mro", [2, 2, 3, 4, 4], [4] * 5, "got 15 replicas for 20 slots"),
+        ("mro", [1, 1], [2, 2], r"2 replicas leave 2 of 4 slots empty, on 2 nodes \(at most one per node may be\)"),
+        ("mro", [2, 2, 3, 4, 4], [4] * 5, "15 replicas leave 5 of 20 slots empty"),
     ],
 )
 def test_what_cannot_be_placed_is_refused_with_the_rule(method, replicas, slots, message):

@@ -13,9 +13,9 @@ import time
 import pytest
 from training_runs import LONGEST, TINY, alive, alone, checked, command_line_of, descendants
 
+from artifact.elastic_moe import train
 from artifact.elastic_moe.training import checkpoint
-from artifact.elastic_moe.training.run import train
-from artifact.elastic_moe.training.state import losses_in_one_process
+from figures.lazarus.real_recovery import losses_in_one_process
 
 pytestmark = pytest.mark.slow
 
@@ -38,7 +38,7 @@ def test_death_of_the_controller_leaves_a_checkpoint_and_no_process(tmp_path, de
     while any(map(alive, children)) and time.monotonic() < until:
         time.sleep(0.1)
     assert not any(map(alive, children))
-    (step,) = checkpoint.steps(tmp_path)
+    (step,) = checkpoint.finished_steps(tmp_path)
     assert step >= 4
     # And training goes on from there.
     out = subprocess.run(

@@ -6,7 +6,7 @@ import random
 import pytest
 from training_runs import checked
 
-from artifact.elastic_moe.training.run import train
+from artifact.elastic_moe import train
 
 pytestmark = pytest.mark.slow
 

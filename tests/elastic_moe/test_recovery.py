@@ -9,16 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from artifact.elastic_moe.placement import probability as module
-from artifact.elastic_moe.placement.methods import Placement, mro_group_sizes, place
-from artifact.elastic_moe.placement.probability import (
+from artifact.elastic_moe import (
+    Placement,
     domain_recovery,
-    expected,
     mro_closed_form,
+    mro_group_sizes,
+    place,
     recovery,
     survival,
     upper_bound,
 )
+from artifact.elastic_moe.placement import probability as module
 
 
 def enumerated(placements, num_nodes):
@@ -59,7 +60,7 @@ def only(monkeypatch, *, by_steps=False, by_subsets=False):
     """Allow one way of counting, or none: then orders of failure are sampled."""
     monkeypatch.setattr(module, "CHEAP_WORDS", 1 << 30 if by_subsets else 0)
     monkeypatch.setattr(module, "SUBSET_WORDS", 1 << 30 if by_subsets else 0)
-    monkeypatch.setattr(module, "STATES", 1 << 30 if by_steps else -1)
+    monkeypatch.setattr(module, "MAX_STATES", 1 << 30 if by_steps else -1)
 
 
 @given(placements())
@@ -364,11 +365,11 @@ def test_racks_of_neighbours_take_a_whole_group_of_mro_and_strided_racks_do_not(
 def test_expected_recovery_weights_the_numbers_of_failures():
     result = recovery(place("mro", [2, 2, 3, 3], [2] * 5))
     assert result.probability == [1.0, 1.0, 0.9, 0.6, 0.0, 0.0]
-    assert expected(result, [1.0]) == 1.0
-    assert expected(result, [0.5, 0, 0.25, 0.25]) == pytest.approx(0.875)
+    assert result.expected([1.0]) == 1.0
+    assert result.expected([0.5, 0, 0.25, 0.25]) == pytest.approx(0.875)
     binomial = [math.comb(5, k) * 0.1**k * 0.9 ** (5 - k) for k in range(6)]
-    assert expected(result, binomial) == pytest.approx(survival(place("mro", [2, 2, 3, 3], [2] * 5), 0.1))
-    assert expected(result, np.array([0.0, 1.0]).tolist() + [0.0] * 9) == 1.0
+    assert result.expected(binomial) == pytest.approx(survival(place("mro", [2, 2, 3, 3], [2] * 5), 0.1))
+    assert result.expected(np.array([0.0, 1.0]).tolist() + [0.0] * 9) == 1.0
 
 
 @pytest.mark.parametrize(
@@ -381,7 +382,7 @@ def test_expected_recovery_weights_the_numbers_of_failures():
 )
 def test_a_wrong_distribution_is_refused(distribution, message):
     with pytest.raises(ValueError, match=message):
-        expected(recovery(Placement(((0,), (0,)), 1)), distribution)
+        recovery(Placement(((0,), (0,)), 1)).expected(distribution)
 
 
 @pytest.mark.parametrize(

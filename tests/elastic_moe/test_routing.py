@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 
 from artifact import datasets
-from artifact.elastic_moe.routing import MODELS, LoadTrace, drifting, esft, olmoe, smartmoe, top_experts
+from artifact.elastic_moe import (
+    PRESETS,
+    WORKLOADS,
+    LoadTrace,
+    drifting_loads,
+    esft_loads,
+    olmoe_loads,
+    smartmoe_loads,
+    top_experts,
+)
 
 
 @pytest.fixture
@@ -27,8 +36,8 @@ def imbalance(trace):
 )
 def test_models_have_the_papers_parameters_and_expert_states(name, millions, state_mib):
     # Table 1: 521 M, 1.3 B, 1.7 B; the states of section 5: 63 MB and 112 MB.
-    assert round(MODELS[name].parameters / 1e6) == millions
-    assert round(MODELS[name].expert_state_bytes / 2**20, 2) == state_mib
+    assert round(PRESETS[name].parameters / 1e6) == millions
+    assert round(WORKLOADS[name].expert_state_bytes / 2**20, 2) == state_mib
 
 
 @pytest.mark.parametrize(
@@ -40,18 +49,18 @@ def test_models_have_the_papers_parameters_and_expert_states(name, millions, sta
     ],
 )
 def test_replicas_of_the_real_trace_at_step_200(model, layer, expected):
-    from artifact.elastic_moe.placement.allocation import allocate
+    from artifact.elastic_moe import allocate
 
     real("smartmoe")
-    spec = MODELS[model]
-    loads = top_experts(smartmoe(), spec.num_layers, spec.num_experts, iteration=201).at(201)
+    spec = PRESETS[model]
+    loads = top_experts(smartmoe_loads(), spec.num_layers, spec.num_experts, iteration=201).at(201)
     assert loads.shape == (12, spec.num_experts)
     assert sorted(allocate(loads[layer].tolist(), 60, 2)) == expected
 
 
 def test_smartmoe_is_as_described():
     real("smartmoe")
-    found = smartmoe()
+    found = smartmoe_loads()
     assert found.counts_ILE.shape == (501, 24, 32) and found.iterations[:2] == (1, 11) and found.iterations[-1] == 5001
     assert (found.counts_ILE.sum(axis=2) == 262_144).all()  # 131,072 tokens, 2 experts each
     assert imbalance(found)[[0, 1, 50, 500]] == pytest.approx([1.5, 14, 9.1, 12.6], abs=0.05)
@@ -59,7 +68,7 @@ def test_smartmoe_is_as_described():
 
 def test_esft_counts_every_choice_and_shifts_between_tasks():
     real("esft")
-    found, law = esft(), esft("law")
+    found, law = esft_loads(), esft_loads("law")
     assert found.counts_ILE.shape == (32, 26, 64) and (found.counts_ILE.sum(axis=2) == 6 * 1024).all()
     assert np.array_equal(found.counts_ILE[8:16], law.counts_ILE) and law.name == "esft-law"
     with np.load(datasets.path("esft")) as data:
@@ -71,31 +80,31 @@ def test_esft_counts_every_choice_and_shifts_between_tasks():
 
 def test_olmoe_has_an_iteration_for_each_corpus():
     real("olmoe")
-    assert olmoe().counts_ILE.shape == (6, 3, 64) and olmoe("mistral").counts_ILE.shape == (5, 3, 8)
-    assert olmoe("olmoe-sft").counts_ILE.shape == (1, 3, 64)
+    assert olmoe_loads().counts_ILE.shape == (6, 3, 64) and olmoe_loads("mistral").counts_ILE.shape == (5, 3, 8)
+    assert olmoe_loads("olmoe-sft").counts_ILE.shape == (1, 3, 64)
 
 
 def test_without_data_loads_say_that_they_are_synthetic_and_have_the_shapes(no_data):
-    found = smartmoe()
+    found = smartmoe_loads()
     assert (found.name, found.counts_ILE.shape, found.iterations[-1]) == ("synthetic-smartmoe", (501, 24, 32), 5001)
     assert 8 < imbalance(found).mean() < 14
-    assert (esft().name, esft().counts_ILE.shape) == ("synthetic-esft", (32, 26, 64))
-    assert (esft("law").name, esft("law").counts_ILE.shape) == ("synthetic-esft-law", (8, 26, 64))
-    assert (olmoe("mistral").name, olmoe("mistral").counts_ILE.shape) == ("synthetic-mistral", (6, 3, 8))
+    assert (esft_loads().name, esft_loads().counts_ILE.shape) == ("synthetic-esft", (32, 26, 64))
+    assert (esft_loads("law").name, esft_loads("law").counts_ILE.shape) == ("synthetic-esft-law", (8, 26, 64))
+    assert (olmoe_loads("mistral").name, olmoe_loads("mistral").counts_ILE.shape) == ("synthetic-mistral", (6, 3, 8))
 
 
 def test_generated_loads_follow_zipfs_law():
-    found = drifting(2, 8, 3, skew=1.0, drift=0.5, seed=0, tokens=10**6)
+    found = drifting_loads(2, 8, 3, skew=1.0, drift=0.5, seed=0, tokens=10**6)
     shares = np.sort(found.counts_ILE, axis=2)[..., ::-1] / 1e6
     assert (found.counts_ILE.sum(axis=2) == 10**6).all()
     expected = 1 / np.arange(1, 9) / sum(1 / k for k in range(1, 9))
     assert shares == pytest.approx(np.broadcast_to(expected, shares.shape), abs=0.003)
-    assert imbalance(drifting(2, 8, 3, skew=0, drift=0, seed=0)).max() < 1.02
+    assert imbalance(drifting_loads(2, 8, 3, skew=0, drift=0, seed=0)).max() < 1.02
 
 
 def test_hot_experts_stay_without_drift_and_move_with_it():
     def kept(drift):
-        hottest_IL = drifting(20, 16, 30, skew=1.5, drift=drift, seed=1).counts_ILE.argmax(axis=2)
+        hottest_IL = drifting_loads(20, 16, 30, skew=1.5, drift=drift, seed=1).counts_ILE.argmax(axis=2)
         return (hottest_IL[1:] == hottest_IL[:-1]).mean()
 
     assert kept(0.0) == 1 and kept(0.0) > kept(0.1) > kept(0.5) > kept(1.0)
@@ -103,7 +112,7 @@ def test_hot_experts_stay_without_drift_and_move_with_it():
 
 
 def test_generated_loads_repeat_by_seed():
-    first, again, other = (drifting(2, 4, 5, skew=1, drift=0.3, seed=seed).counts_ILE for seed in (7, 7, 8))
+    first, again, other = (drifting_loads(2, 4, 5, skew=1, drift=0.3, seed=seed).counts_ILE for seed in (7, 7, 8))
     assert np.array_equal(first, again) and not np.array_equal(first, other)
 
 
@@ -131,12 +140,12 @@ def test_loads_between_recorded_iterations_are_the_last_recorded():
         (lambda: LoadTrace("x", COUNTS, (5, 6)).at(4), "iteration must be at least 5, got 4"),
         (lambda: top_experts(LoadTrace("x", COUNTS, (0, 1)), 3, 2), r"num_layers must be in \[1, 2\] for x, got 3"),
         (lambda: top_experts(LoadTrace("x", COUNTS, (0, 1)), 2, 5), r"num_experts must be in \[1, 4\] for x, got 5"),
-        (lambda: esft("poetry"), "one of intent, law, summary, translation, got 'poetry'"),
-        (lambda: esft(tokens_per_iteration=0), "at least 1, got 0"),
-        (lambda: olmoe("gpt"), "model must be one of .*, got 'gpt'"),
-        (lambda: drifting(1, 0, 1, skew=1, drift=0, seed=0), "num_experts must be at least 1, got 0"),
-        (lambda: drifting(1, 1, 1, skew=-1, drift=0, seed=0), "skew must not be negative, got -1"),
-        (lambda: drifting(1, 1, 1, skew=1, drift=2, seed=0), r"drift must be in \[0, 1\], got 2"),
+        (lambda: esft_loads("poetry"), "one of intent, law, summary, translation, got 'poetry'"),
+        (lambda: esft_loads(tokens_per_iteration=0), "at least 1, got 0"),
+        (lambda: olmoe_loads("gpt"), "model must be one of .*, got 'gpt'"),
+        (lambda: drifting_loads(1, 0, 1, skew=1, drift=0, seed=0), "num_experts must be at least 1, got 0"),
+        (lambda: drifting_loads(1, 1, 1, skew=-1, drift=0, seed=0), "skew must not be negative, got -1"),
+        (lambda: drifting_loads(1, 1, 1, skew=1, drift=2, seed=0), r"drift must be in \[0, 1\], got 2"),
     ],
 )
 def test_what_makes_no_sense_is_refused_by_name(call, message):

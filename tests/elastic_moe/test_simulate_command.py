@@ -5,9 +5,7 @@ from typing import get_args
 
 import pytest
 
-from artifact.elastic_moe import commands
-from artifact.elastic_moe.failures import every
-from artifact.elastic_moe.simulation.simulator import STATES, SYSTEMS, simulate
+from artifact.elastic_moe import PHASES, SIMULATED_SYSTEMS, commands, periodic_failures, simulate
 from artifact.elastic_moe.simulation.step_time import TESTBEDS, WORKLOADS
 
 KEYS = {"model", "system", "failures", "testbed", "minutes", "samples", "steps", "samples_per_s", "lost_samples"}
@@ -34,22 +32,22 @@ def printed(outcome):
 
 
 def test_the_choices_are_what_the_simulator_has():
-    assert get_args(commands.Simulated) == tuple(SYSTEMS)
+    assert get_args(commands.Simulated) == tuple(SIMULATED_SYSTEMS)
     assert get_args(commands.Model) == tuple(WORKLOADS)
     assert get_args(commands.Testbed) == tuple(TESTBEDS)
 
 
-@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize("system", SIMULATED_SYSTEMS)
 def test_example(run, system):
     found = printed(run("--json", **{**EXAMPLE, "system": system}))
     assert set(found) == KEYS
     assert (found["model"], found["system"], found["failures"]) == ("GPT-L", system, "every:5min")
-    assert set(found["state_seconds"]) == set(STATES)
+    assert set(found["state_seconds"]) == set(PHASES)
     assert sum(found["state_seconds"].values()) == pytest.approx(1800)
     assert found["timeline"][0]["start_s"] == 0 and found["timeline"][-1]["end_s"] == 1800
     assert sum(each["samples"] for each in found["timeline"]) == found["samples"] + found["lost_samples"]
     assert found["timeline"][0]["nodes"] == 10 and found["timeline"][-1]["nodes"] == 5
-    expected = simulate("GPT-L", system, every(5, 10), "paper-gpu", 30)
+    expected = simulate("GPT-L", system, periodic_failures(5, 10), "paper-gpu", 30)
     assert (found["samples"], found["restarts"]) == (expected.samples, expected.restarts)
 
 

@@ -1,21 +1,34 @@
 """The simulator: small cases worked by hand, what is conserved, and the closed form without failures."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
 import pytest
 
-from artifact.elastic_moe.failures import Event, Trace, every, poisson
-from artifact.elastic_moe.routing import LoadTrace, drifting
-from artifact.elastic_moe.simulation.layouts import Groups
-from artifact.elastic_moe.simulation.simulator import STATES, SYSTEMS, Layouts, routed, simulate
-from artifact.elastic_moe.simulation.step_time import TESTBEDS, WORKLOADS, calibrated
+from artifact.elastic_moe import (
+    PHASES,
+    SIMULATED_SYSTEMS,
+    TESTBEDS,
+    WORKLOADS,
+    FailureEvent,
+    FailureTrace,
+    LayoutCache,
+    LoadTrace,
+    calibrated_testbed,
+    default_loads,
+    drifting_loads,
+    periodic_failures,
+    poisson_failures,
+    simulate,
+)
+from artifact.elastic_moe.simulation.layouts import GroupLayout
 
 EVEN = LoadTrace("even", np.ones((1, 2, 8), dtype=np.int64), (1,))
-DRIFTING = drifting(2, 8, 200, skew=1, drift=0.2, seed=1)
-SECOND = calibrated(
+DRIFTING = drifting_loads(2, 8, 200, skew=1, drift=0.2, seed=1)
+SECOND = calibrated_testbed(
     "a step a second",
-    step_s={system: {1: 1.0} for system in SYSTEMS},
+    step_s={system: {1: 1.0} for system in SIMULATED_SYSTEMS},
     outage_s=3,
     restart_s=5,
     checkpoint_s=2,
@@ -27,8 +40,8 @@ SECOND = calibrated(
 
 
 def run(system, events, seconds, nodes=4, *, loads=EVEN, clock=SECOND, checkpoint_steps=None, **options):
-    events = tuple(Event(*event) for event in events)
-    trace = Trace("by hand", tuple(range(nodes)), events)
+    events = tuple(FailureEvent(*event) for event in events)
+    trace = FailureTrace("by hand", tuple(range(nodes)), events)
     return simulate(
         "tiny", system, trace, clock, seconds / 60, loads=loads, checkpoint_steps=checkpoint_steps, **options
     )
@@ -46,11 +59,11 @@ def test_without_failure_steps_are_time_over_step_time():
 
 def test_lazarus_under_even_load_is_the_closed_form():
     testbed, loads = TESTBEDS["paper-gpu"], LoadTrace("even", np.ones((1, 12, 8), dtype=np.int64), (1,))
-    layouts = Layouts(WORKLOADS["GPT-S"], loads)
-    layout = layouts.of(SYSTEMS["lazarus"], 8, 0)
+    layouts = LayoutCache(WORKLOADS["GPT-S"], loads)
+    layout = layouts.of(SIMULATED_SYSTEMS["lazarus"], 8, 0)
     assert layout.slowest_L(np.full((12, 8), 1 / 8))[0] == pytest.approx([1] * 12, rel=1e-6)  # 6 replicas of each
     step_s = testbed.step_s(WORKLOADS["GPT-S"], "lazarus", layout, np.full((12, 8), 1 / 8))
-    result = simulate("GPT-S", "lazarus", every(999, 8), testbed, 30, loads=layouts, checkpoint_steps=250)
+    result = simulate("GPT-S", "lazarus", periodic_failures(999, 8), testbed, 30, loads=layouts, checkpoint_steps=250)
     cycle_s = 250 * step_s + testbed.checkpoint_s(WORKLOADS["GPT-S"], 8)
     cycles, left_s = divmod(1800, cycle_s)
     assert result.steps == 250 * cycles + min(250, left_s // step_s)
@@ -81,6 +94,28 @@ def test_failures_during_a_restart_begin_it_anew():
     result = run("ds", [(10, "fail", (0,)), (12, "fail", (1,))], 20)
     assert phases(result)[1:] == [("restarting", 10, 12, 0), ("restarting", 12, 17, 0), ("training", 17, 20, 3)]
     assert (result.restarts, result.lost_steps) == (1, 10)
+
+
+def test_a_failure_is_detected_before_a_restart_and_before_a_reconfiguration():
+    late = replace(SECOND, detection_s=2.5)
+    restarted = run("ds", [(25.5, "fail", (0,))], 40, clock=late, checkpoint_steps=10)
+    assert phases(restarted)[-2:] == [("restarting", 25.5, 33, 0), ("training", 33, 40, 7)]
+    in_place = run("ds-ft", [(10.5, "fail", (0,))], 20, clock=late)
+    assert phases(in_place)[1:] == [("reconfiguring", 10.5, 16, 0), ("training", 16, 20, 4)]
+    # Joins need no detection, and nodes that stalled for others have been detected: the same as with SECOND.
+    joins = [(5.5, "join", (8, 9))]
+    for system in ("ds", "lazarus"):
+        assert phases(run(system, joins, 40, clock=late)) == phases(run(system, joins, 40))
+
+
+def test_a_testbed_of_rates_restarts_after_its_detection_time():
+    def restarting(detection_s):
+        clock = replace(TESTBEDS["a10g"], detection_s=detection_s)
+        result = simulate("GPT-S", "ds", periodic_failures(5, 8, until_nodes=7), clock, 15)
+        assert result.restarts == 1
+        return result.seconds["restarting"]
+
+    assert restarting(20) - restarting(5) == pytest.approx(15)
 
 
 def test_ds_ft_goes_on_while_every_expert_is_left():
@@ -138,6 +173,15 @@ def test_nodes_that_join_wait_for_others():
     assert [segment.used for segment in result.segments] == [4, 4, 4, 4, 6, 5, 5]
 
 
+def test_a_node_that_fails_while_it_waits_is_never_used():
+    alone = run("lazarus", [(5.5, "join", (8,)), (9, "fail", (8,))], 40)
+    assert phases(alone) == [("training", 0, 5.5, 5), ("training", 5.5, 9, 4), ("training", 9, 40, 31)]
+    assert [(segment.nodes, segment.used) for segment in alone.segments] == [(4, 4), (5, 4), (4, 4)]
+    other = run("lazarus", [(5.5, "join", (8, 9)), (9, "fail", (8,))], 40)
+    assert phases(other)[-2:] == [("reconfiguring", 16, 20, 0), ("training", 20, 40, 20)]
+    assert (other.segments[-1].nodes, other.segments[-1].used) == (5, 5)
+
+
 def test_ds_takes_another_group_by_a_checkpoint_and_a_restart():
     one, two = [(5.5, "join", (8,))], [(5.5, "join", (8, 9))]
     assert run("ds", one, 40).steps == 40
@@ -177,14 +221,14 @@ def test_a_run_can_end_at_a_number_of_samples():
     assert (result.samples, result.total_s) == (128, 4)
 
 
-@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize("system", SIMULATED_SYSTEMS)
 @pytest.mark.parametrize("seed", range(4))
 def test_time_samples_and_nodes_are_conserved(system, seed):
-    trace = poisson(2.0, 9, 1, repair_hours=0.1, seed=seed)
+    trace = poisson_failures(2.0, 9, 1, repair_hours=0.1, seed=seed)
     result = simulate("tiny", system, trace, SECOND, 60, loads=DRIFTING, checkpoint_steps=20, rebalance_steps=30)
     assert result.segments[0].start_s == 0 and result.segments[-1].end_s == 3600
     assert all(before.end_s == after.start_s for before, after in pairwise(result.segments))
-    assert sum(result.seconds.values()) == pytest.approx(3600) and set(result.seconds) == set(STATES)
+    assert sum(result.seconds.values()) == pytest.approx(3600) and set(result.seconds) == set(PHASES)
     done = sum(segment.samples for segment in result.segments)
     assert done == result.samples + result.lost_samples == 32 * (result.steps + result.lost_steps)
     for segment in result.segments:
@@ -198,49 +242,70 @@ def test_time_samples_and_nodes_are_conserved(system, seed):
 @pytest.mark.parametrize("model", ["GPT-S", "GPT-M", "GPT-L"])
 @pytest.mark.parametrize("seed", range(3))
 def test_a_failure_never_raises_the_throughput_of_ds(model, seed):
-    trace, recorded = every(5, 10, seed=seed), routed(WORKLOADS[model])
+    trace, recorded = periodic_failures(5, 10, seed=seed), default_loads(WORKLOADS[model])
     loads = LoadTrace("still", recorded.counts_ILE[-1:], (1,))
     result = simulate(model, "ds", trace, "paper-gpu", 30, loads=loads)
     rates = [segment.samples_per_s for segment in result.segments if segment.state == "training"]
     assert rates == sorted(rates, reverse=True) and len(set(rates)) > 1
-    none, one = (Trace("", trace.initial, trace.events[:count]) for count in (0, 1))
+    none, one = (FailureTrace("", trace.initial, trace.events[:count]) for count in (0, 1))
     without, once = (simulate(model, "ds", each, "paper-gpu", 30, loads=loads) for each in (none, one))
     assert once.samples <= without.samples
 
 
 def test_layers_that_stand_for_all_move_as_much():
-    loads = drifting(12, 8, 100, skew=1, drift=0, seed=0)
+    loads = drifting_loads(12, 8, 100, skew=1, drift=0, seed=0)
     same = LoadTrace("same", loads.counts_ILE[:, [0] * 12], loads.iterations)
     one = LoadTrace("one", loads.counts_ILE[:, :1], loads.iterations)
-    trace = every(5, 10, seed=1)
+    trace = periodic_failures(5, 10, seed=1)
     all_layers, one_layer = (simulate("GPT-S", "lazarus", trace, "paper-gpu", 30, loads=each) for each in (same, one))
     assert all_layers.moved_states == one_layer.moved_states and all_layers.steps == one_layer.steps
 
 
 def test_thousands_of_layouts_are_not_kept():
-    layouts = Layouts(WORKLOADS["tiny"], DRIFTING, kept=3)
-    first = layouts.of(SYSTEMS["lazarus"], 4, 0)
-    assert layouts.of(SYSTEMS["lazarus"], 4, 0) is first
+    layouts = LayoutCache(WORKLOADS["tiny"], DRIFTING, kept=3)
+    first = layouts.of(SIMULATED_SYSTEMS["lazarus"], 4, 0)
+    assert layouts.of(SIMULATED_SYSTEMS["lazarus"], 4, 0) is first
     for record in range(1, 4):
-        layouts.of(SYSTEMS["lazarus"], 4, record)
-    assert layouts.of(SYSTEMS["lazarus"], 4, 0) is not first
-    assert isinstance(layouts.of(SYSTEMS["ds"], 5, 0), Groups)
-    assert layouts.of(SYSTEMS["ds"], 1, 0) is None and layouts.of(SYSTEMS["lazarus"], 1, 0) is None
+        layouts.of(SIMULATED_SYSTEMS["lazarus"], 4, record)
+    assert layouts.of(SIMULATED_SYSTEMS["lazarus"], 4, 0) is not first
+    assert isinstance(layouts.of(SIMULATED_SYSTEMS["ds"], 5, 0), GroupLayout)
+    assert layouts.of(SIMULATED_SYSTEMS["ds"], 1, 0) is None and layouts.of(SIMULATED_SYSTEMS["lazarus"], 1, 0) is None
 
 
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda: simulate("GPT-X", "ds", every(5, 4), "a10g", 1), "model must be one of .*GPT-S.*, got 'GPT-X'"),
-        (lambda: simulate("GPT-S", "sd", every(5, 4), "a10g", 1), "system must be one of lazarus.*, got 'sd'"),
-        (lambda: simulate("GPT-S", "ds", every(5, 4), "tpu", 1), "testbed must be one of paper-gpu.*, got 'tpu'"),
-        (lambda: simulate("GPT-S", "ds", every(5, 4), "a10g", 0), "minutes must be positive and finite, got 0"),
+        (
+            lambda: simulate("GPT-X", "ds", periodic_failures(5, 4), "a10g", 1),
+            "model must be one of .*GPT-S.*, got 'GPT-X'",
+        ),
+        (
+            lambda: simulate("GPT-S", "sd", periodic_failures(5, 4), "a10g", 1),
+            "system must be one of lazarus.*, got 'sd'",
+        ),
+        (
+            lambda: simulate("GPT-S", "ds", periodic_failures(5, 4), "tpu", 1),
+            "testbed must be one of paper-gpu.*, got 'tpu'",
+        ),
+        (
+            lambda: simulate("GPT-S", "ds", periodic_failures(5, 4), "a10g", 0),
+            "minutes must be positive and finite, got 0",
+        ),
         (lambda: run("ds", [], 5, checkpoint_steps=-1), "checkpoint_steps must be at least 1, got -1"),
         (lambda: run("ds", [], 5, rebalance_steps=0), "rebalance_steps must be at least 1, got 0"),
-        (lambda: simulate("GPT-S", "ds", every(5, 4), "a10g", 1, loads=drifting(1, 4, 1, skew=0, drift=0, seed=0)),
-         "loads must be of 8 experts, got 4"),
+        (
+            lambda: simulate(
+                "GPT-S",
+                "ds",
+                periodic_failures(5, 4),
+                "a10g",
+                1,
+                loads=drifting_loads(1, 4, 1, skew=0, drift=0, seed=0),
+            ),
+            "loads must be of 8 experts, got 4",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_makes_no_sense_is_refused_by_name(call, message):
     with pytest.raises(ValueError, match=message):
         call()

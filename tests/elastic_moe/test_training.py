@@ -7,11 +7,10 @@ import pytest
 import torch
 from training_runs import TINY, alone, checked
 
-from artifact.elastic_moe.failures import Event, Trace
+from artifact.elastic_moe import FailureEvent, FailureTrace, train
 from artifact.elastic_moe.training import checkpoint
 from artifact.elastic_moe.training.collectives import Group
 from artifact.elastic_moe.training.controller import Controller
-from artifact.elastic_moe.training.run import train
 
 pytestmark = pytest.mark.slow
 
@@ -40,7 +39,7 @@ def test_several_at_once_during_migration_and_before_a_checkpoint(forks, tmp_pat
     assert result.members[-1] == [4, 5, 6, 7]
     assert result.lost_steps == result.restarts == 0
     # The one of step 8 was given up when its writer died; the one before it is whole.
-    assert checkpoint.steps(tmp_path) == [4]
+    assert checkpoint.finished_steps(tmp_path) == [4]
     assert not list(tmp_path.glob("*.part"))
 
 
@@ -82,7 +81,7 @@ def test_lost_expert_goes_back_to_the_last_checkpoint(forks, tmp_path):
     result = checked(train(nodes=4, steps=14, kills=kills, **options), 14)
     assert (result.restarts, result.lost_steps) == (1, 2)
     assert result.members[8] == [2, 3]
-    assert checkpoint.steps(tmp_path) == [8, 12]  # and the previous one is kept
+    assert checkpoint.finished_steps(tmp_path) == [8, 12]  # and the previous one is kept
 
 
 def test_systems_train_alike_and_differ_in_what_a_failure_costs(forks):
@@ -131,8 +130,12 @@ def test_rebalance_follows_the_loads(forks):
 
 
 def test_a_trace_is_replayed_a_minute_a_step(forks):
-    events = (Event(180.0, "fail", (11, 12)), Event(420.0, "join", (11,)), Event(540.0, "fail", (13,)))
-    trace = Trace("made", (10, 11, 12, 13, 14, 15), events)
+    events = (
+        FailureEvent(180.0, "fail", (11, 12)),
+        FailureEvent(420.0, "join", (11,)),
+        FailureEvent(540.0, "fail", (13,)),
+    )
+    trace = FailureTrace("made", (10, 11, 12, 13, 14, 15), events)
     result = checked(train(nodes=6, steps=12, trace=trace, heartbeat_s=PATIENT_S, forks=forks, seed=0), 12)
     assert sorted(each["node"] for each in result.failures) == [1, 2, 3]
     assert result.members[2] == [0, 1, 2, 3, 4, 5]
@@ -156,7 +159,7 @@ def test_a_checkpoint_that_cannot_be_written_or_read_is_an_error_to_handle(tmp_p
     for written in place.glob("part0/*.distcp"):
         written.unlink()
     with pytest.raises(RuntimeError, match=r"part0 of checkpoint step-3 cannot be read: .*No such file"):
-        checkpoint.read(tmp_path, 3, state)
+        checkpoint.read_checkpoint(tmp_path, 3, state)
 
 
 @pytest.mark.gpu
@@ -183,19 +186,22 @@ def test_collectives_over_nccl_keep_a_rank_alone_as_it_is():
 
 def test_checkpoints_of_another_run_are_left_alone(tmp_path):
     run = {"preset": "tiny", "seed": 0}
-    checkpoint.prepare(tmp_path, run, 5, resume=False)
+    checkpoint.prepare_folder(tmp_path, run, 5, resume=False)
     checkpoint.write_part(tmp_path, 4, 0, {"weight": torch.zeros(1)})
     checkpoint.publish(tmp_path, 4)
     wrong = [
         ({"steps": 5}, r"must have a folder without checkpoints, .* has those of steps \[4\]"),
         ({"steps": 4, "resume": True}, r"steps must be more than the 4 of the checkpoint in .*, got 4"),
-        ({"steps": 5, "resume": True, "seed": 1}, r"resumed with what it began with, .* got {'preset': 'tiny', 'seed'"),
+        (
+            {"steps": 5, "resume": True, "seed": 1},
+            r"resumed with the settings of its start, .* got {'preset': 'tiny', 'seed'",
+        ),
         ({"steps": 5, "resume": True, "preset": "small"}, r"got {'preset': 'small', 'seed': 0}"),
     ]
     for changed, told in wrong:
         with pytest.raises(ValueError, match=told):
             train(**{"nodes": 4, "folder": tmp_path, "seed": 0, **changed})
-    assert checkpoint.steps(tmp_path) == [4]
+    assert checkpoint.finished_steps(tmp_path) == [4]
 
 
 def test_a_node_that_joins_can_be_killed_at_the_step_of_its_join(forks):
@@ -206,8 +212,8 @@ def test_a_node_that_joins_can_be_killed_at_the_step_of_its_join(forks):
 
 
 def test_joins_beside_a_trace_are_counted_in_the_numbers_of_its_nodes(forks):
-    events = (Event(120.0, "fail", (1,)), Event(240.0, "join", (1,)), Event(600.0, "fail", (1,)))
-    trace = Trace("made", (0, 1, 2, 3), events)
+    events = (FailureEvent(120.0, "fail", (1,)), FailureEvent(240.0, "join", (1,)), FailureEvent(600.0, "fail", (1,)))
+    trace = FailureTrace("made", (0, 1, 2, 3), events)
     result = checked(train(nodes=4, steps=14, joins=[2], trace=trace, forks=forks, seed=0), 14)
     assert [each["node"] for each in result.failures] == [1, 5]  # 4 is the node that joins at step 2
     assert result.members[-1] == [0, 2, 3, 4]

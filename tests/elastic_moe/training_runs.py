@@ -7,8 +7,8 @@ from functools import cache
 import pytest
 import torch
 
-from artifact.elastic_moe.presets import PRESETS
-from artifact.elastic_moe.training.state import losses_in_one_process
+from artifact.elastic_moe import PRESETS
+from figures.lazarus.real_recovery import losses_in_one_process
 
 TINY = PRESETS["tiny"]
 LONGEST = 24

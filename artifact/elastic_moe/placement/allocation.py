@@ -11,12 +11,12 @@ from fractions import Fraction
 
 
 def allocate(loads: Sequence[int] | Sequence[float], num_slots: int, min_replicas: int = 1) -> list[int]:
-    """Replicas of each expert, in the order given; together they are `num_slots`.
+    """Replicas of each expert, in the order given; their sum is `num_slots`.
 
-    Experts are served by rising load, ties by expert number; each takes its share of the slots that are left, rounded
-    down, and at least f (Lazarus, equation 1). Loads are exact integers or fractions: no rounding of a float decides.
-    What the paper leaves open: where the slots do not hold f replicas of all, f is what they do hold, and where there
-    is no load at all, every expert counts the same.
+    Experts are served by ascending load, ties by expert number: each takes its share of the remaining slots, rounded
+    down, and at least f (Lazarus, equation 1). Loads are computed as exact fractions, so that no rounding decides.
+    The paper leaves two cases open: if the slots do not suffice for f replicas of every expert, f is lowered to what
+    they hold; if there is no load at all, all experts count the same.
     Raises: ValueError for no experts, a load that is negative or not finite, fewer slots than experts, min_replicas < 1
     """
     if not loads:

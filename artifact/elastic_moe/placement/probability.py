@@ -1,10 +1,10 @@
-"""Probability that every expert is still held by a live node after failures: counted exactly where that is affordable.
+"""Probability that every expert is still held by a live node after failures: exact if counting is affordable.
 
 A set of live nodes is good when it meets the holder set of every expert. Good sets are counted by their size: as
 polynomials in which the coefficient of x^a is the number of good sets of a live nodes. Holder sets that contain another
 one add nothing and are dropped; components, which share no node, multiply. A component is counted in one of three ways,
 all exact: over all subsets of its nodes, over all subsets of its holder sets, or node by node, carrying the holder sets
-that are not yet met. Where the work of all of them is above a bound, orders of failure are sampled.
+that are not yet met. If the work of all three exceeds a bound, orders of failure are sampled.
 
 A set of nodes or of holder sets is an integer, bit i standing for number i. A polynomial is a list, lowest power first,
 or packed: one integer with a coefficient in every `stride` bits, so that Python's integers add and multiply it.
@@ -21,41 +21,29 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from artifact.elastic_moe.placement.methods import Placement
+from artifact.elastic_moe.placement.placements import Placement
 
-SUBSET_WORDS = 1 << 22
-"""Largest enumeration, in 64-bit words: 28 nodes, or 22 holder sets of at most 64 nodes."""
-
-CHEAP_WORDS = 1 << 12
-"""An enumeration of so few words is not compared with going node by node."""
-
-STATES = 250_000
-STATE_BITS = 1 << 15
-"""Most states (sets of holder sets not yet met) that going node by node may visit, of up to so many bits each; a larger
-one counts as several."""
+SUBSET_WORDS = 1 << 22  # largest enumeration, in 64-bit words: 28 nodes, or 22 holder sets of at most 64 nodes
+CHEAP_WORDS = 1 << 12  # up to here an enumeration is taken without trying to go node by node
+MAX_STATES = 250_000  # states (sets of holder sets not yet met) that going node by node may visit,
+STATE_BITS = 1 << 15  # of up to this many bits each; a larger one counts as several
+SAMPLE_BLOCK = 4096  # samples that are held at a time
+Z_95 = 1.959963984540054  # quantile of the normal distribution for a two-sided 95 % interval
 
 WITHOUT = [np.uint64(sum(1 << bit for bit in range(64) if not bit >> node & 1)) for node in range(6)]
 """By node, the bits of a word that stand for subsets without that node."""
-
 OF_SIZE = [np.uint64(sum(1 << bit for bit in range(64) if bit.bit_count() == size)) for size in range(7)]
 """By size, the bits of a word that stand for subsets of that size."""
-
-BLOCK = 4096
-"""Samples that are held at a time."""
-
-Z = 1.959963984540054
-"""Quantile of the normal distribution for a two-sided 95 % interval."""
 
 
 @dataclass(frozen=True)
 class Recovery:
-    """Recovery after k failures, for k = 0..N, every set of k nodes alike.
+    """Recovery after k failures, for k = 0..N, all sets of k nodes being equally likely.
 
-    probability: of every expert having a live holder
-    good:        sets of k failed nodes after which every expert has one; None when sampled
-    exact:       False when sampled
-    half_width:  of the 95 % interval around the probability, which reaches to the further end of Wilson's interval and
-                 so contains it; 0 where the value is exact
+    probability: [N + 1], that every expert has a live holder
+    good:        [N + 1], sets of k failed nodes after which every expert has a live holder; None if sampled
+    exact:       False if sampled
+    half_width:  [N + 1], of a 95 % interval around the probability that contains Wilson's interval; 0 for exact values
     """
 
     probability: list[float]
@@ -63,11 +51,25 @@ class Recovery:
     exact: bool
     half_width: list[float]
 
+    def expected(self, distribution: Sequence[float]) -> float:
+        """Recovery probability if the number of failed nodes is random.
+
+        distribution: probability of k failures from k = 0 on; those beyond its end have none
+        Raises: ValueError for a negative probability, a sum that is not 1, or failures of more than all nodes
+        """
+        if min(distribution, default=0.0) < 0:
+            raise ValueError(f"a probability must not be negative, got {min(distribution)}")
+        if not math.isclose(math.fsum(distribution), 1.0, abs_tol=1e-9):
+            raise ValueError(f"a distribution must sum to 1, got {math.fsum(distribution)}")
+        if any(distribution[len(self.probability) :]):
+            raise ValueError(f"at most {len(self.probability) - 1} nodes can fail, got {len(distribution) - 1}")
+        return math.fsum(a * b for a, b in zip(distribution, self.probability, strict=False))
+
 
 def recovery(placement: Placement | Sequence[Placement], *, samples: int = 20_000, seed: int = 0) -> Recovery:
-    """Recovery of a placement, or of all layers of a model at once (node i of each layer being the same node).
+    """Recovery of a placement, or of all layers of a model together (node i of every layer is the same node).
 
-    samples, seed: orders of failure that are drawn where counting is not affordable
+    samples, seed: orders of failure that are drawn if counting is not affordable
     Raises: ValueError for no placement, layers of different node counts, or samples < 1
     """
     num_nodes, holders = _joint_holders(placement)
@@ -81,9 +83,9 @@ def domain_recovery(
     samples: int = 20_000,
     seed: int = 0,
 ) -> list[float]:
-    """Recovery probability when k whole domains (racks, zones) fail, for k = 0..D, every set of k domains alike.
+    """[D + 1], recovery probability if k whole domains (racks, zones) fail, all sets of k domains being equally likely.
 
-    domains: [D], the nodes of each; a node of no domain never fails
+    domains: [D], the nodes of each domain; a node without a domain never fails
     Raises: ValueError for no domains, a node out of range or in two domains, and as `recovery` does
     """
     num_nodes, holders = _joint_holders(placement)
@@ -114,33 +116,15 @@ def survival(
     """
     if not 0 <= failure_probability <= 1:
         raise ValueError(f"failure_probability must be in [0, 1], got {failure_probability}")
+    from scipy.stats import binom  # slow to import
+
     result = recovery(placement, samples=samples, seed=seed)
-    num_nodes = len(result.probability) - 1
-    chance = np.zeros(num_nodes + 1)  # of k failures among the nodes so far
-    chance[0] = 1.0
-    for _ in range(num_nodes):
-        chance[1:] = chance[1:] * (1 - failure_probability) + chance[:-1] * failure_probability
-        chance[0] *= 1 - failure_probability
-    return float(chance @ np.array(result.probability))
-
-
-def expected(result: Recovery, distribution: Sequence[float]) -> float:
-    """Recovery probability when the number of failed nodes is random.
-
-    distribution: probability of k failures from k = 0 on; those beyond its end have none
-    Raises: ValueError for a negative probability, a sum that is not 1, or failures of more than all nodes
-    """
-    if min(distribution, default=0.0) < 0:
-        raise ValueError(f"a probability must not be negative, got {min(distribution)}")
-    if not math.isclose(math.fsum(distribution), 1.0, abs_tol=1e-9):
-        raise ValueError(f"a distribution must sum to 1, got {math.fsum(distribution)}")
-    if any(distribution[len(result.probability) :]):
-        raise ValueError(f"at most {len(result.probability) - 1} nodes can fail, got {len(distribution) - 1}")
-    return math.fsum(a * b for a, b in zip(distribution, result.probability, strict=False))
+    failures = np.arange(len(result.probability))
+    return result.expected(binom.pmf(failures, len(failures) - 1, failure_probability).tolist())
 
 
 def mro_closed_form(group_sizes: Sequence[int], num_nodes: int) -> list[int]:
-    """Good sets of k failed nodes, k = 0..N, when each of these disjoint groups must keep a node (MRO).
+    """[N + 1], sets of k failed nodes after which each of these disjoint groups has a live node (MRO).
 
     The coefficient of x^(N - k) in (1 + x)^(N - sum of s) times the product of (1 + x)^s - 1 (Lazarus, section 4.2).
     Raises: ValueError for a negative size or more nodes in the groups than there are
@@ -155,15 +139,15 @@ def mro_closed_form(group_sizes: Sequence[int], num_nodes: int) -> list[int]:
 
 
 def upper_bound(replicas: Sequence[int], slots_per_node: int, num_nodes: int) -> list[int]:
-    """Sets of k failed nodes, k = 0..N, after which any placement of these replicas can at most be good.
+    """[N + 1], upper bound of the sets of k failed nodes that any placement of these replicas survives.
 
     U(1, N, N - k) of the recursion in the optimality proof of MRO (Lazarus, appendix). With the holders of the rarest
     expert in front, the first live node is one of them and holds at most c experts, at best the c rarest; the live
-    nodes after it must hold the rest. Where rho_i is the replica count of the first expert of group i of c experts,
-    U(i, n, R) = sum over t = 1..min(rho_i, n) of U(i + 1, n - t, R - 1), and U(G + 1, n, R) = C(n, R). MRO reaches it
-    when all experts fit on one node or the rho_i together are at most N. Otherwise, other than the paper says, MRO may
+    nodes after it must hold the rest. With rho_i the replica count of the first expert of group i of c experts,
+    U(i, n, R) = sum over t = 1..min(rho_i, n) of U(i + 1, n - t, R - 1), and U(G + 1, n, R) = C(n, R). MRO reaches the
+    bound if all experts fit on one node or the sum of the rho_i is at most N. Otherwise, contrary to the paper, MRO may
     not even be the best placement.
-    slots_per_node: c, the largest slot count where they are unequal
+    slots_per_node: c, the largest slot count if they are unequal
     Raises: ValueError for no replicas, a replica count < 1, slots_per_node < 1 or num_nodes < 1
     """
     if not replicas or min(replicas) < 1 or slots_per_node < 1 or num_nodes < 1:
@@ -221,7 +205,7 @@ def _minimal(holders: set[int]) -> list[int]:
 
 
 def _count(num_nodes: int, minimal: list[int]) -> list[int] | None:
-    """Good sets of k failed nodes, k = 0..N; None where counting them is not affordable."""
+    """Good sets of k failed nodes, k = 0..N; None if counting them is not affordable."""
     if minimal == [0]:
         return [0] * (num_nodes + 1)
     stride = _stride(num_nodes)
@@ -237,7 +221,7 @@ def _count(num_nodes: int, minimal: list[int]) -> list[int] | None:
 
 
 def _components(minimal: list[int]) -> list[list[int]]:
-    """The holder sets in groups that share no node."""
+    """The holder sets in groups, so that sets of different groups share no node."""
     groups: list[tuple[int, list[int]]] = []
     for mask in minimal:
         union, members, apart = mask, [mask], []
@@ -251,9 +235,9 @@ def _components(minimal: list[int]) -> list[list[int]]:
 
 
 def _count_component(member_of: list[int]) -> list[int] | None:
-    """Good sets of a live nodes, a = 0..n, of n nodes of which each is in at least one holder set.
+    """Good sets of a live nodes, a = 0..n, of n nodes that are all in at least one holder set.
 
-    member_of: for each node, the holder sets that it is in
+    member_of: [n], the holder sets that contain each node
     """
     holders = _transposed(member_of)
     by_nodes = 1 << max(0, len(member_of) - 6)
@@ -266,7 +250,7 @@ def _count_component(member_of: list[int]) -> list[int] | None:
 
 
 def _by_failures(num_nodes: int, holders: list[int]) -> list[int]:
-    """Over all sets of failed nodes, one bit each: the bad ones are those that contain a holder set."""
+    """Enumerate all sets of failed nodes, a bit per set: the bad ones contain a holder set."""
     bad_W = np.zeros(1 << max(0, num_nodes - 6), dtype=np.uint64)
     for mask in holders:
         bad_W[mask >> 6] |= np.uint64(1 << (mask & 63))
@@ -287,7 +271,7 @@ def _by_failures(num_nodes: int, holders: list[int]) -> list[int]:
 
 
 def _by_unions(num_nodes: int, holders: list[int]) -> list[int]:
-    """By inclusion and exclusion over all sets of holder sets, which are all failed when their union is."""
+    """Inclusion and exclusion over all sets of holder sets: all of them have failed if their union has."""
     union_HW = np.zeros((1, -(-num_nodes // 64)), dtype=np.uint64)
     sign_H = np.ones(1)
     for mask in holders:
@@ -305,14 +289,14 @@ def _by_unions(num_nodes: int, holders: list[int]) -> list[int]:
 def _by_steps(member_of: list[int]) -> list[int] | None:
     """Node by node: for each set of holder sets not yet met, the polynomial of the choices that lead to it.
 
-    Nodes of the same holder sets are one step. A holder set with all remaining nodes of another one is met when that
-    one is, and so is dropped from states in which both are unmet. None after STATES states.
+    Nodes in the same holder sets are one step. A holder set that contains all remaining nodes of another one is met if
+    that one is, and so is dropped from states in which both are unmet. None after MAX_STATES states.
     """
     stride = _stride(len(member_of))
     sizes = Counter(member_of)
     steps = _ordered(sizes)
-    left = _transposed(steps)  # of each holder set, the steps to come
-    implied = [0] * len(left)  # by each holder set, those that are met with it
+    left = _transposed(steps)  # for each holder set, its remaining steps
+    implied = [0] * len(left)  # for each holder set, those that are met with it
     states, visited, degree = {(1 << len(left)) - 1: 1}, 0, 0
     for number, membership in enumerate(steps):
         touched = list(_bits(membership))
@@ -337,13 +321,13 @@ def _by_steps(member_of: list[int]) -> list[int] | None:
                 following[unmet] = following.get(unmet, 0) + polynomial
         states = following
         visited += len(states) * (1 + degree * stride // STATE_BITS)
-        if visited > STATES:
+        if visited > MAX_STATES:
             return None
     return _unpack(states[0], len(member_of), stride)
 
 
 def _ordered(memberships: Iterable[int]) -> list[int]:
-    """The steps in an order that keeps few holder sets open (begun, but with steps to come): greedily the fewest."""
+    """The steps in an order that keeps few holder sets open (begun, with steps remaining): greedily the fewest."""
     rest = list(memberships)
     steps_left = [mask.bit_count() for mask in _transposed(rest)]
     closing = sum(1 << holder for holder, count in enumerate(steps_left) if count == 1)
@@ -360,16 +344,16 @@ def _ordered(memberships: Iterable[int]) -> list[int]:
 
 
 def _sampled(num_nodes: int, minimal: list[int], samples: int, seed: int) -> Recovery:
-    """From random orders of failure, each good up to the failure that completes a holder set.
+    """Estimate from random orders of failure: an order survives until a holder set has failed completely.
 
-    Two things are certain without samples: fewer failures than the smallest holder set has nodes lose nothing, and
-    fewer live nodes than there are disjoint holder sets lose something.
+    Two things are certain without samples: fewer failures than nodes in the smallest holder set lose nothing, and fewer
+    live nodes than disjoint holder sets lose some expert.
     """
     rng = np.random.default_rng(seed)
     rows = [list(_bits(mask)) for mask in minimal]
     survived = np.zeros(num_nodes + 1, dtype=np.int64)  # orders by the failures that they survive
-    for start in range(0, samples, BLOCK):
-        order_SN = np.tile(np.arange(num_nodes, dtype=np.int32), (min(BLOCK, samples - start), 1))
+    for start in range(0, samples, SAMPLE_BLOCK):
+        order_SN = np.tile(np.arange(num_nodes, dtype=np.int32), (min(SAMPLE_BLOCK, samples - start), 1))
         rank_NS = np.ascontiguousarray(rng.permuted(order_SN, axis=1).T)
         first_S = np.min([rank_NS[row].max(axis=0) for row in rows], axis=0)
         survived += np.bincount(first_S, minlength=num_nodes + 1)
@@ -386,15 +370,15 @@ def _sampled(num_nodes: int, minimal: list[int], samples: int, seed: int) -> Rec
 
 
 def _half_width(share: float, samples: int) -> float:
-    """From a share to the further end of its 95 % interval by Wilson."""
-    shrink = 1 + Z * Z / samples
-    centre = (share + Z * Z / (2 * samples)) / shrink
-    reach = Z * math.sqrt(share * (1 - share) / samples + Z * Z / (4 * samples * samples)) / shrink
+    """Distance from a share to the further end of its 95 % interval by Wilson."""
+    shrink = 1 + Z_95 * Z_95 / samples
+    centre = (share + Z_95 * Z_95 / (2 * samples)) / shrink
+    reach = Z_95 * math.sqrt(share * (1 - share) / samples + Z_95 * Z_95 / (4 * samples * samples)) / shrink
     return abs(centre - share) + reach
 
 
 def _transposed(masks: Sequence[int]) -> list[int]:
-    """For each bit number, the set of the masks that have it."""
+    """For each bit number, the set of the masks with that bit."""
     columns = [0] * max((mask.bit_length() for mask in masks), default=0)
     for number, mask in enumerate(masks):
         for bit in _bits(mask):
@@ -403,7 +387,7 @@ def _transposed(masks: Sequence[int]) -> list[int]:
 
 
 def _intersection(columns: Sequence[int], mask: int) -> int:
-    """What is in all columns of the mask, which is not empty."""
+    """Intersection of the columns in a mask, which is not empty."""
     common = -1
     for bit in _bits(mask):
         common &= columns[bit]
@@ -418,7 +402,7 @@ def _bits(mask: int) -> Iterator[int]:
 
 
 def _stride(num_nodes: int) -> int:
-    """Bits for a number of subsets of so many nodes: whole bytes."""
+    """Bits, in whole bytes, that hold any number of subsets of these nodes."""
     return 8 * (num_nodes // 8 + 1)
 
 
@@ -430,7 +414,7 @@ def _times_binomial(packed: int, power: int, stride: int) -> int:
 
 
 def _pack(polynomial: Sequence[int], stride: int) -> int:
-    return int.from_bytes(b"".join(each.to_bytes(stride // 8, "little") for each in polynomial), "little")
+    return int.from_bytes(b"".join(count.to_bytes(stride // 8, "little") for count in polynomial), "little")
 
 
 def _unpack(packed: int, degree: int, stride: int) -> list[int]:

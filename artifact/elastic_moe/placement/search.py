@@ -1,12 +1,12 @@
-"""`best`: the placement that survives most failures, where the published one (MRO) is not optimal.
+"""Search for the placement that survives most failures, for cases in which MRO is not optimal.
 
-MRO is optimal while its node groups are whole; where the last one is cut short, other placements survive more. Here the
-published placements are the starting points, an upper bound says when one of them cannot be beaten, and otherwise the
-nodes that hold each expert are searched: to the end for few nodes, by exchanging copies for many.
+MRO is optimal if its node groups are whole; if the last one is cut short, other placements survive more. The search
+starts from the placements of the other methods and ends if one of them reaches an upper bound. Otherwise it searches
+the holders of each expert: exhaustively for few nodes, by exchanges of copies for many.
 
-Only the set of nodes that hold an expert matters, not how many copies a node has. A failure set is a set of nodes that
-fail together; a placement loses it when all holders of some expert are in it. Losses are probabilities over failure
-sets; a smaller one is better.
+Only the set of nodes that hold an expert matters, not the number of copies on a node. A failure set is a set of nodes
+that fail together; it is lost if it contains all holders of some expert. The loss of a placement is the probability of
+its lost failure sets.
 
 Shape legend: N = nodes, E = experts, S = slots, W = words of 64 failure sets each, V = words of 64 nodes each,
 H = 2**N sets of holders, M = moves
@@ -15,82 +15,49 @@ H = 2**N sets of holders, M = moves
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import combinations
 
 import numpy as np
 
-from artifact.elastic_moe.placement.methods import METHODS, Placement, place
+from artifact.elastic_moe.placement.placements import Placement
 from artifact.elastic_moe.placement.probability import recovery, upper_bound
 from artifact.elastic_moe.placement.search_kernels import EQUAL, Floats, Integers, Words, branch, exchange
 
-BOUNDED_NODES = 256  # the upper bound is computed up to here
-EXHAUSTED_NODES = 8  # sets of holders are searched to the end up to here
-EXHAUSTED_STEPS = 30_000_000  # or until so much was tried
-COUNTED_NODES = 24  # any placement's loss is counted up to here,
-COUNTED_HOLDERS = 12  # or up to so many different sets of holders
+BOUNDED_NODES = 256  # most nodes for which the upper bound is computed
+EXHAUSTED_NODES = 8  # most nodes for which the search is exhaustive
+COUNTED_NODES = 24  # most nodes for which every loss is counted;
+COUNTED_HOLDERS = 12  # with more nodes, most different sets of holders for which it is
 JUDGED_SETS = 1 << 13  # failure sets drawn for a placement whose loss is not counted
-DOUBT = 3.0  # standard errors by which an estimated loss must be the smaller one
+DOUBT = 3.0  # standard errors by which an estimated loss must be smaller to win
 EXCHANGED_SETS = 1 << 12  # failure sets that guide the exchange of copies: all, or a sample
-RARE = 0.02  # losses below are not guided by a sample
+RARE = 0.02  # smaller losses are not guided by a sample
 RESTARTS = 8
-MOVES = 50_000  # of each restart at most
-EXCHANGE_WORK = 100_000_000  # words touched by the moves of all restarts at most
-WARM, COLD = 0.005, 0.0005  # growth of the loss that is accepted once in e times, at the first and the last move
+MOVES = 50_000  # most moves of a restart
+EXCHANGE_WORK = 100_000_000  # most words touched by the moves of all restarts
+WARM, COLD = 0.005, 0.0005  # growth of the loss accepted with probability 1/e, at the first and the last move
 
 
-def search(
-    replicas: Sequence[int],
-    slots: Sequence[int],
-    *,
-    failures: int | None = None,
-    failure_probability: float = 0.1,
-    seed: int = 0,
-) -> Placement:
-    """The placement with the best objective found, never worse in it than the other methods' with the same seed.
+def best_placement(problem: SearchProblem, starts: Mapping[str, Placement]) -> Placement:
+    """The placement with the least loss found, never worse than the starts.
 
-    replicas: [E], per expert in the order given; slots: [N], per node, may be unequal
-    failures: the objective is the number of sets of so many failed nodes after which every expert is alive; without
-              it, the probability of that when each node fails with `failure_probability`, independently
-    The optimum where MRO's groups are whole, `upper_bound` is reached or the exhaustive search ends, as it does up to
-    8 nodes x 4 slots and 8 experts. Among equals, one that survives any min(replicas) - 1 failures, if there is one,
-    then MRO. The amount of work is fixed, so the result depends on the arguments only. On more than 24 nodes the losses
-    of random and of searched placements are estimates, and win only where they are smaller beyond doubt.
-    Raises:   ValueError as `place`; failures outside [0, N]; a failure probability outside [0, 1]
+    starts: by method, MRO first; all but those of `random` have regular sets of holders
     """
-    mro = place("mro", replicas, slots)
-    if failures is not None and not 0 <= failures <= len(slots):
-        raise ValueError(f"failures must be in [0, {len(slots)}], the number of nodes, got {failures}")
-    if not 0 <= failure_probability <= 1:
-        raise ValueError(f"failure_probability must be in [0, 1], got {failure_probability}")
-    if _mro_is_optimal(replicas, slots):
-        return mro
-    problem = Problem(tuple(replicas), tuple(slots), failures, failure_probability, seed)
-    judged = [problem.judged(mro, regular=True)]
-    for method in METHODS:
-        if method not in ("mro", "best"):
-            start = place(method, replicas, slots, seed=seed)
-            judged.append(problem.judged(start, regular=method != "random"))
+    judged = [problem.judged(start, regular=method != "random") for method, start in starts.items()]
     found, ended = problem.best(judged), False
     if found.loss <= problem.least_loss * (1 + EQUAL) and problem.keeps_promise(found.placement):
         return found.placement
-    if len(slots) <= EXHAUSTED_NODES:
+    if problem.num_nodes <= EXHAUSTED_NODES:
         found, ended = problem.exhaust(found)
     if not ended:
         found = problem.best([found, *map(problem.judged, problem.exchange([found, *judged]))])
     return found.placement
 
 
-def _mro_is_optimal(replicas: Sequence[int], slots: Sequence[int]) -> bool:
-    """Whatever fails: the experts fit on each node, or no group has fewer nodes than its rarest expert has replicas."""
-    first = sorted(replicas)[:: max(slots)]
-    return min(slots) == max(slots) and (len(first) == 1 or sum(first) <= len(slots))
-
-
 @dataclass(frozen=True)
-class Judged:
+class Candidate:
     """A placement with its loss, counted or estimated."""
 
     placement: Placement
@@ -100,14 +67,18 @@ class Judged:
 
 @dataclass(frozen=True)
 class FailureSets:
-    """Failure sets, one bit each. Unused bits: nothing fails."""
+    """Failure sets, a bit per set; in unused bits no node fails.
+
+    failed_NW: bits of the sets in which each node fails; weight_W: probability of each set of a word
+    complete:  whether these are all failure sets of the objective
+    """
 
     failed_NW: Words
     weight_W: Floats
     complete: bool
 
     def loss(self, placement: Placement) -> float:
-        """Weight of the failure sets that contain all holders of some expert."""
+        """Probability of the failure sets that contain all holders of some expert."""
         lost_W = np.zeros_like(self.failed_NW[0])
         for nodes in placement.holders:
             lost_W |= np.bitwise_and.reduce(self.failed_NW[list(nodes)], axis=0)
@@ -115,8 +86,8 @@ class FailureSets:
 
 
 @dataclass(frozen=True)
-class Problem:
-    """What to place where, and the objective as a loss."""
+class SearchProblem:
+    """Replicas [E], slots [N], and the objective as a loss, see `methods.place`."""
 
     replicas: tuple[int, ...]
     slots: tuple[int, ...]
@@ -130,7 +101,7 @@ class Problem:
 
     @cached_property
     def promised(self) -> int:
-        """Holders that every expert shall have: the fewest replicas, if there is room for that."""
+        """Fewest holders that an expert should have: the fewest replicas, if there is room for that."""
         fewest = min(*self.replicas, self.num_nodes)
         room = sum(min(slot, len(self.replicas)) for slot in self.slots)
         return fewest if room >= fewest * len(self.replicas) else 1
@@ -140,7 +111,7 @@ class Problem:
 
     @cached_property
     def chance_of(self) -> list[float]:
-        """Of each number of failed nodes."""
+        """[N + 1], probability that k nodes fail."""
         nodes, p = self.num_nodes, self.failure_probability
         if self.failures is not None or p in (0, 1):
             certain = self.failures if self.failures is not None else round(p * nodes)
@@ -149,39 +120,39 @@ class Problem:
         return [math.exp(ways[k] + k * math.log(p) + (nodes - k) * math.log1p(-p)) for k in range(nodes + 1)]
 
     def loss_of(self, survived: Sequence[int]) -> float:
-        """The loss when so many sets of each number of failed nodes are survived."""
-        every = [math.comb(self.num_nodes, failed) for failed in range(self.num_nodes + 1)]
-        lost = [(whole - part) / whole for whole, part in zip(every, survived, strict=True)]
+        """The loss of a placement. survived: [N + 1], sets of k failed nodes that it survives"""
+        total = [math.comb(self.num_nodes, failed) for failed in range(self.num_nodes + 1)]
+        lost = [(whole - part) / whole for whole, part in zip(total, survived, strict=True)]
         return math.fsum(chance * share for chance, share in zip(self.chance_of, lost, strict=True))
 
     @cached_property
     def least_loss(self) -> float:
-        """No placement's loss is smaller; not computed, and 0, for many nodes."""
+        """Lower bound of every placement's loss; 0 for more than BOUNDED_NODES nodes."""
         if self.num_nodes > BOUNDED_NODES:
             return 0.0
         return self.loss_of(upper_bound(self.replicas, max(self.slots), self.num_nodes))
 
     @cached_property
     def alone_of(self) -> Floats:
-        """[N + 1], the probability that so many given nodes fail, whatever the others do."""
+        """[N + 1], probability that k given nodes fail."""
         nodes, failed = self.num_nodes, self.failures
         if failed is None:
             return np.array([self.failure_probability**held for held in range(nodes + 1)])
         return np.array([math.comb(failed, held) / math.comb(nodes, held) for held in range(nodes + 1)])
 
-    def judged(self, placement: Placement, regular: bool = False) -> Judged:
-        """With its loss, counted where that is fast: as for `regular` sets of holders, on any number of nodes."""
+    def judged(self, placement: Placement, regular: bool = False) -> Candidate:
+        """The placement with its loss, counted if that is fast. regular: it is, whatever the number of nodes"""
         few = self.num_nodes <= COUNTED_NODES or len(set(placement.holders)) <= COUNTED_HOLDERS
         survived = recovery(placement).good if few or regular else None
         if survived is not None:
-            return Judged(placement, self.loss_of(survived), 0.0)
-        return Judged(placement, *self._estimate(placement))
+            return Candidate(placement, self.loss_of(survived), 0.0)
+        return Candidate(placement, *self._estimate(placement))
 
     def _estimate(self, placement: Placement) -> tuple[float, float]:
-        """The loss and its standard error, from failure sets that each lose an expert (Karp and Luby).
+        """The loss and its standard error, from failure sets that all lose an expert (Karp and Luby).
 
-        An expert is drawn by the probability that it is lost, then the other failures given that; a set in which n
-        experts are lost is met by n ways and counts 1 / n.
+        An expert is drawn by the probability that it is lost, then the other failures given that; a set that loses n
+        experts can be drawn in n ways and counts 1 / n.
         """
         generator = np.random.default_rng(self.seed)
         nodes = self.num_nodes
@@ -206,26 +177,26 @@ class Problem:
         error = float(part_S.std()) / math.sqrt(JUDGED_SETS)
         return float(part_S.mean()), max(error, total / JUDGED_SETS)  # at least what one more set might change
 
-    def best(self, judged: Sequence[Judged]) -> Judged:
-        """The least loss beyond doubt; of equals the first that keeps the promise, or else the first."""
-        sure = [each for each in judged if each.standard_error == 0] or judged[:1]
-        limit = min(each.loss for each in sure) * (1 + EQUAL)
-        equals = [each for each in sure if each.loss <= limit]
-        best = next((each for each in equals if self.keeps_promise(each.placement)), equals[0])
-        for each in judged:
-            if each.loss + DOUBT * math.hypot(each.standard_error, best.standard_error) < best.loss * (1 - EQUAL):
-                best = each
+    def best(self, judged: Sequence[Candidate]) -> Candidate:
+        """The least loss, an estimate by DOUBT at least. Among equals the first that keeps the promise, if any."""
+        sure = [one for one in judged if one.standard_error == 0] or judged[:1]
+        limit = min(one.loss for one in sure) * (1 + EQUAL)
+        equals = [one for one in sure if one.loss <= limit]
+        best = next((one for one in equals if self.keeps_promise(one.placement)), equals[0])
+        for one in judged:
+            if one.loss + DOUBT * math.hypot(one.standard_error, best.standard_error) < best.loss * (1 - EQUAL):
+                best = one
         return best
 
     def failure_sets(self, at_most: int) -> FailureSets:
-        """All failure sets of the objective, if they are no more than `at_most`; else so many drawn by their chance.
+        """All failure sets of the objective if they are `at_most`, otherwise that many drawn by their probability.
 
-        All sets but no failure and the failure of all nodes, where no placement makes a difference.
+        The empty set and the failure of all nodes are left out of all sets: every placement does the same there.
         """
         nodes = self.num_nodes
         number_of = {failed: math.comb(nodes, failed) for failed in range(1, nodes) if self.chance_of[failed] > 0}
         fails_SN = [np.zeros((64, nodes), dtype=bool)]
-        weights = [0.0]  # never without a word
+        weights = [0.0]  # at least one word, of no failures
         complete = sum(number_of.values()) <= at_most
         if complete:
             for failed, number in number_of.items():
@@ -242,17 +213,18 @@ class Problem:
         bits = np.packbits(np.concatenate(fails_SN).T, axis=1, bitorder="little")
         return FailureSets(np.ascontiguousarray(bits).view(np.uint64), np.array(weights), complete)
 
-    def exhaust(self, start: Judged) -> tuple[Judged, bool]:
-        """The best placement by branch and bound from `start`, and whether it is proven to be.
+    def exhaust(self, start: Candidate) -> tuple[Candidate, bool]:
+        """The best placement by branch and bound from `start`, and whether it is proven to be the best.
 
-        First among those that keep the promise, then among all for one that is better still.
+        The first search is among the placements that keep the promise, the second among all.
         """
         sets = self.failure_sets(1 << EXHAUSTED_NODES)
-        lost_HW = np.full((1 << self.num_nodes, len(sets.weight_W)), ~np.uint64(0))
+        weight_W = sets.weight_W
+        lost_HW = np.full((1 << self.num_nodes, len(weight_W)), ~np.uint64(0))
         for holders in range(1, len(lost_HW)):
             node = holders.bit_length() - 1
             lost_HW[holders] = lost_HW[holders ^ 1 << node] & sets.failed_NW[node]
-        lost_HW[0] = 0  # stands for so many holders that no failure set contains them
+        lost_HW[0] = 0  # code for `harmless` holders, which no failure set contains
         harmless = self.num_nodes if self.failures is None else min(self.failures + 1, self.num_nodes)
         wanted_E = np.minimum(sorted(self.replicas), self.num_nodes)
         room_N = np.minimum(sorted(self.slots), len(self.replicas))
@@ -268,19 +240,7 @@ class Problem:
             better = floor == 1 or self.keeps_promise(found.placement)
             below = loss * (1 - EQUAL) if better else loss * (1 + EQUAL) + 1e-300
             holders_E, ended = branch(
-                wanted_E,
-                room_N,
-                by_size,
-                size_of,
-                first_of,
-                lost_HW,
-                alive_S,
-                sets.weight_W,
-                harmless,
-                floor,
-                below,
-                enough,
-                EXHAUSTED_STEPS,
+                wanted_E, room_N, by_size, size_of, first_of, lost_HW, alive_S, weight_W, harmless, floor, below, enough
             )
             all_ended &= ended
             if holders_E[0] >= 0:
@@ -288,9 +248,9 @@ class Problem:
         return found, all_ended
 
     def _filled(self, holders_E: Integers, harmless: int) -> Placement:
-        """A placement with these sets of holders, or more; experts and nodes in ascending order of replicas and slots.
+        """A placement whose experts have at least these holders.
 
-        holders_E: [E], bit i for the i-th node; 0 for any `harmless` nodes
+        holders_E: [E], experts by ascending replicas; bit i: the i-th node by ascending slots; 0: any `harmless` nodes
         """
         node_order = sorted(range(self.num_nodes), key=lambda node: self.slots[node])
         expert_order = sorted(range(len(self.replicas)), key=lambda expert: self.replicas[expert])
@@ -302,10 +262,10 @@ class Problem:
             left[expert] -= 1
             room[node] -= 1
 
-        for expert, holders in sorted(zip(expert_order, holders_E, strict=True), key=lambda each: each[1] == 0):
+        for expert, holders in sorted(zip(expert_order, holders_E, strict=True), key=lambda pair: pair[1] == 0):
             if holders:
                 chosen = [node for i, node in enumerate(node_order) if holders >> i & 1]
-            else:  # the emptiest nodes leave room for the next such expert if there is any (Gale and Ryser)
+            else:  # the emptiest nodes leave most room for the next such expert (Gale and Ryser)
                 chosen = sorted(range(self.num_nodes), key=lambda node: -room[node])[:harmless]
             for node in chosen:
                 put(expert, node)
@@ -315,10 +275,10 @@ class Problem:
             put(expert, max(free, key=lambda node: (expert not in nodes[node], room[node])))
         return Placement(tuple(tuple(sorted(held)) for held in nodes), len(self.replicas))
 
-    def exchange(self, starts: Sequence[Judged]) -> list[Placement]:
+    def exchange(self, starts: Sequence[Candidate]) -> list[Placement]:
         """Simulated annealing from the best of `starts`: two slots on different nodes exchange what they hold."""
         experts, sets = len(self.replicas), self.failure_sets(EXCHANGED_SETS)
-        by_loss = sorted({each.placement: each.loss for each in starts}.items(), key=lambda each: each[1])[:RESTARTS]
+        by_loss = sorted({start.placement: start.loss for start in starts}.items(), key=lambda pair: pair[1])[:RESTARTS]
         words = len(sets.weight_W) if sets.complete or by_loss[0][1] >= RARE else 0
         touched = words * (experts + 2 * sum(self.replicas) // experts) or 8 * experts
         moves = min(MOVES, EXCHANGE_WORK // (RESTARTS * touched))
@@ -344,9 +304,9 @@ class Problem:
         return found
 
     def _surcharge_of(self) -> Floats:
-        """[N + 1], what an expert adds to the loss by its number of holders where the loss is the same.
+        """[N + 1], by number of holders, what an expert adds to the loss to decide between equal losses.
 
-        A little of what it loses alone, and part of one failure set if the holders are fewer than promised.
+        A small part of the expert's own loss, and of one failure set if its holders are fewer than promised.
         """
         size = self.promised - 1 if self.failures is None else self.failures
         one_set = self.chance_of[size] / math.comb(self.num_nodes, size)

@@ -1,4 +1,4 @@
-"""The compiled part of the search for placements: what is done millions of times.
+"""The compiled inner loops of the search for placements.
 
 Sets of nodes and of failure sets are bits of words. A loss is a sum of weights of failure sets.
 
@@ -16,7 +16,8 @@ Words = NDArray[np.uint64]
 Integers = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
-EQUAL = 1e-12  # relative difference up to which two losses are the same
+EQUAL = 1e-12  # relative difference up to which two losses count as equal
+EXHAUSTED_STEPS = 30_000_000  # attempts after which `branch` ends without a proof
 
 _ODD, _PAIR, _NIBBLE, _BYTE = (np.uint64(0x0101010101010101 * byte) for byte in (0x55, 0x33, 0x0F, 0x01))
 _1, _2, _4, _56 = (np.uint64(shift) for shift in (1, 2, 4, 56))
@@ -24,35 +25,24 @@ _ALL = np.uint64(0xFFFFFFFFFFFFFFFF)
 
 
 @numba.njit(inline="always", cache=True)
-def bit_count(word: np.uint64) -> np.uint64:
+def bit_count(word):
+    """Number of set bits of an unsigned word."""
     word = word - ((word >> _1) & _ODD)
     word = (word & _PAIR) + ((word >> _2) & _PAIR)
     return (((word + (word >> _4)) & _NIBBLE) * _BYTE) >> _56
 
 
 @numba.njit(cache=True)
-def branch(
-    wanted_E: Integers,
-    room_N: Integers,
-    by_size: Integers,
-    size_of: Integers,
-    first_of: Integers,
-    lost_HW: Words,
-    alive_S: Integers,
-    weight_W: Floats,
-    harmless: int,
-    floor: int,
-    below: float,
-    enough: float,
-    steps: int,
-) -> tuple[Integers, bool]:
+def branch(wanted_E, room_N, by_size, size_of, first_of, lost_HW, alive_S, weight_W, harmless, floor, below, enough):
     """Sets of holders with the least loss under `below`, by depth-first search over experts with ascending replicas.
 
     wanted_E, room_N: ascending; an expert's set has from `floor` to wanted_E nodes, a node is in at most room_N sets
-    Nodes with equal room that are in the same sets are interchangeable: of each such run the first ones are taken.
-    Experts that can have `harmless` holders are kept for the end: equal demands fit if the room, cut at their number,
-    suffices (Gale and Ryser).
-    Returns: [E] sets as bits, 0 for `harmless` nodes, -1 if no loss is under `below`; whether the search ended
+    by_size, size_of, first_of: [H] sets of holders by descending size, [H] sizes, [N + 1] first position of a size
+    lost_HW, alive_S, weight_W: failure sets that each set of holders loses, their live nodes, their probabilities
+    Nodes with equal room that are in the same sets are interchangeable: the first nodes of such a run are taken.
+    Experts that can have `harmless` holders come last: equal demands fit if the room, cut at their number, suffices
+    (Gale and Ryser).
+    Returns: [E] sets as bits, 0 for `harmless` nodes, -1 if no loss is under `below`; whether the search is complete
     """
     num_experts, num_nodes, num_words = len(wanted_E), len(room_N), len(weight_W)
     demand = max(harmless, floor)
@@ -60,14 +50,14 @@ def branch(
     chosen_E = np.zeros(num_experts, dtype=np.int64)
     next_E = np.full(num_experts, -1)
     alike_E = np.zeros(num_experts + 1, dtype=np.int64)  # bit i: node i is interchangeable with node i - 1
-    late_E = np.zeros(num_experts + 1, dtype=np.int64)  # experts so far that are kept for the end
+    late_E = np.zeros(num_experts + 1, dtype=np.int64)  # experts so far that come last
     room_EN = np.zeros((num_experts + 1, num_nodes), dtype=np.int64)
     lost_EW = np.zeros((num_experts + 1, num_words), dtype=np.uint64)
     for node in range(num_nodes):
         room_EN[0, node] = room_N[node]
         if node and room_N[node] == room_N[node - 1]:
             alike_E[0] |= 1 << node
-    e = 0
+    e, steps = 0, EXHAUSTED_STEPS
     while e >= 0:
         if steps <= 0:
             return best_E, False
@@ -105,8 +95,8 @@ def branch(
             room_EN[e + 1, node] = free
         if not fits or room < floor * later + demand * late_E[e + 1]:
             continue
-        steps -= 32 * num_words  # what follows takes as long as so many attempts
-        need = later + late_E[e + 1]  # live nodes with less room than that lose one of the experts to come
+        steps -= 32 * num_words  # the loop below takes as long as these attempts
+        need = later + late_E[e + 1]  # live nodes with less room lose one of the remaining experts
         for w in range(num_words):
             for bit in range(64):
                 alive, one = alive_S[64 * w + bit], _1 << np.uint64(bit)
@@ -136,23 +126,13 @@ def branch(
 
 
 @numba.njit(cache=True)
-def exchange(
-    expert_S: Integers,
-    node_S: Integers,
-    num_experts: int,
-    failed_WN: Words,
-    weight_W: Floats,
-    alone_of: Floats,
-    surcharge_of: Floats,
-    pairs_M2: Integers,
-    growth_M: Floats,
-) -> Integers:
-    """Let two slots exchange their contents, move by move, where the loss grows by no more than growth_M of itself.
+def exchange(expert_S, node_S, num_experts, failed_WN, weight_W, alone_of, surcharge_of, pairs_M2, growth_M):
+    """Exchange the contents of two slots, move by move, if the loss grows by at most growth_M of itself.
 
     expert_S: [S], expert in each slot, num_experts for a vacant one; node_S: [S], the slot's node
-    failed_WN, weight_W: failure sets whose weight is the loss; none, W = 0, where losses are rare: then the loss is the
-                         sum over experts e of P(e)^2 / sum over experts f of P(e and f lost), a lower bound (de Caen),
-                         tight for holders that are the same or have no node in common
+    failed_WN, weight_W: failure sets and their probabilities; none, W = 0, if losses are rare: the loss is then the sum
+                         over experts e of P(e)^2 / sum over experts f of P(e and f lost), a lower bound (de Caen) that
+                         is tight for equal and for disjoint sets of holders
     alone_of, surcharge_of: [N + 1], by number of holders; pairs_M2: [M, 2], slots
     Returns: [S], the contents with the least loss seen
     """
@@ -171,7 +151,7 @@ def exchange(
     for expert in range(num_experts):
         count_E[expert] = _renew(expert, copies_EN, failed_WN, lost_WE, held_EV, alone_of, both_EE, crowd_E)
     now_S, best_S = expert_S.copy(), expert_S.copy()
-    loss = best = np.inf  # the first exchange is made in any case: the start is known to the caller
+    loss = best = np.inf  # so that the first exchange is always made: the caller knows the start
     for move in range(len(pairs_M2)):
         one, two = pairs_M2[move, 0], pairs_M2[move, 1]
         a, b, here, there = now_S[one], now_S[two], node_S[one], node_S[two]
@@ -211,17 +191,8 @@ def exchange(
 
 
 @numba.njit(cache=True)
-def _renew(
-    expert: int,
-    copies_EN: Integers,
-    failed_WN: Words,
-    lost_WE: Words,
-    held_EV: Words,
-    alone_of: Floats,
-    both_EE: Floats,
-    crowd_E: Floats,
-) -> int:
-    """Put down where an expert is and when it is lost. Returns: its number of holders"""
+def _renew(expert, copies_EN, failed_WN, lost_WE, held_EV, alone_of, both_EE, crowd_E):
+    """Update an expert's holders and the failure sets that lose it. Returns: the number of holders"""
     num_words, count = len(lost_WE), 0
     for v in range(held_EV.shape[1]):
         held_EV[expert, v] = 0

@@ -1,7 +1,7 @@
-"""Who holds what, as the simulator needs it: the slowest node of a step, and what a new layout asks nodes to fetch.
+"""Layouts of all layers' experts on the nodes: the slowest node of a step, and what nodes fetch for a new layout.
 
-A layout depends on the number of nodes and the loads only, so that the same one serves many events. Expert states are
-bits: bit l * E + e of a node's row stands for expert e of layer l, packed in words of 64.
+A layout depends only on the number of nodes and the loads, so that it can serve many events. Expert states are bits:
+bit l * E + e of a node's row stands for expert e of layer l, packed in words of 64.
 
 Shape legend: L = layers, N = nodes of a layout, C = current nodes, E = experts, W = words
 """
@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,36 +18,9 @@ from artifact.elastic_moe.placement.allocation import allocate
 from artifact.elastic_moe.placement.methods import mro_group_sizes
 
 
-class Layout(Protocol):
-    """What each of so many nodes holds, and what that means for a step."""
-
-    @property
-    def num_nodes(self) -> int: ...
-
-    @property
-    def num_layers(self) -> int: ...
-
-    @property
-    def held_NW(self) -> NDArray[np.uint64]:
-        """[N, W], expert states of each node, as bits."""
-        ...
-
-    @property
-    def shared_experts(self) -> float:
-        """Of the busiest node: sum over its experts of 2 (h - 1) / h, h holders each: an all-reduce's traffic."""
-        ...
-
-    def slowest_L(self, share_LE: NDArray) -> tuple[NDArray, NDArray]:
-        """Tokens that the slowest node computes and those it exchanges one way: [L] each, in tokens of a node's batch.
-
-        share_LE: [L, E], each expert's share of a layer's tokens
-        """
-        ...
-
-
 @dataclass(frozen=True, eq=False)
-class Replicated:
-    """Lazarus: replicas by load, tokens in equal parts to the replicas, local ones first, without padding.
+class ReplicatedLayout:
+    """Lazarus: replicas by load, tokens in equal parts to the replicas, local replicas first, without padding.
 
     counts_LNE: [L, N, E], copies of each expert on each node
     """
@@ -65,10 +37,12 @@ class Replicated:
 
     @cached_property
     def held_NW(self) -> NDArray[np.uint64]:
-        return packed((self.counts_LNE > 0).transpose(1, 0, 2).reshape(self.num_nodes, -1))
+        """[N, W], expert states of each node, as bits."""
+        return pack_holdings((self.counts_LNE > 0).transpose(1, 0, 2).reshape(self.num_nodes, -1))
 
     @cached_property
     def shared_experts(self) -> float:
+        """Traffic of the busiest node's all-reduces: sum over its experts of 2 (h - 1) / h for h holders."""
         held_LNE = self.counts_LNE > 0
         holders_L1E = held_LNE.sum(axis=1, keepdims=True)
         traffic_LNE = held_LNE * (2 - 2 / np.maximum(holders_L1E, 1))
@@ -76,16 +50,20 @@ class Replicated:
 
     @cached_property
     def _part_LNE(self) -> NDArray[np.float32]:
-        """Of an expert's tokens those that a node takes, over what a node sends in on average."""
+        """Tokens of an expert that a node computes, per token that a node routes to it on average."""
         copies_L1E = self.counts_LNE.sum(axis=1, keepdims=True)
         return self.num_nodes * self.counts_LNE / copies_L1E.astype(np.float32)
 
     @cached_property
     def _received_LNE(self) -> NDArray[np.float32]:
-        """The part of it that comes from other nodes, as every node routes alike and keeps what it can."""
+        """The part that comes from other nodes: all nodes route alike, and keep as many of their tokens as they can."""
         return np.maximum(self._part_LNE - 1, 0)
 
     def slowest_L(self, share_LE: NDArray) -> tuple[NDArray, NDArray]:
+        """Tokens that the slowest node computes, and exchanges one way: [L] each, in tokens of a node's batch.
+
+        share_LE: [L, E], each expert's share of its layer's tokens
+        """
         share_LE1 = share_LE[:, :, None]
         computed_LN, received_LN = (self._part_LNE @ share_LE1)[..., 0], (self._received_LNE @ share_LE1)[..., 0]
         sent_LN = received_LN - computed_LN + 1  # a node's own tokens are one: those kept, and those sent
@@ -93,11 +71,11 @@ class Replicated:
 
 
 @dataclass(frozen=True, eq=False)
-class Groups:
+class GroupLayout:
     """DeepSpeed's expert parallelism: groups of nodes that hold each expert once, consecutive experts together.
 
-    Without dropping tokens its buffers have, for each expert, the room that the most loaded one needs: every node
-    computes and sends as if all experts were as hot as the hottest.
+    As it drops no tokens, its buffers have the room of the most loaded expert for every expert: all nodes compute and
+    send as if all experts were as hot as the hottest. The properties are those of `ReplicatedLayout`.
     """
 
     num_groups: int
@@ -113,7 +91,7 @@ class Groups:
     def held_NW(self) -> NDArray[np.uint64]:
         part_E = np.arange(self.num_experts) * self.group_nodes // self.num_experts
         held_NE = part_E == np.arange(self.num_nodes)[:, None] % self.group_nodes
-        return packed(np.tile(held_NE, self.num_layers))
+        return pack_holdings(np.tile(held_NE, self.num_layers))
 
     @property
     def shared_experts(self) -> float:
@@ -125,21 +103,24 @@ class Groups:
         return padded_L, padded_L * (self.group_nodes - 1) / self.group_nodes
 
 
-def replicated(loads_LE: NDArray[np.int64], num_nodes: int, slots: int, min_replicas: int) -> Replicated:
-    """Allocation by these loads, then MRO, in each layer; all layers number the nodes alike.
+Layout = ReplicatedLayout | GroupLayout
+
+
+def replicated_layout(loads_LE: NDArray[np.int64], num_nodes: int, slots: int, min_replicas: int) -> ReplicatedLayout:
+    """Allocation by these loads, then MRO, in each layer. All layers have the same order of nodes.
 
     Raises: ValueError if the slots do not hold every expert once
     """
     layers = [
         mro_counts(allocate(load_E, num_nodes * slots, min_replicas), num_nodes, slots) for load_E in loads_LE.tolist()
     ]
-    return Replicated(np.stack(layers))
+    return ReplicatedLayout(np.stack(layers))
 
 
 def mro_counts(replicas: list[int], num_nodes: int, slots: int) -> NDArray[np.int16]:
-    """[N, E], copies of each expert on each node: those of `placement.place("mro", ...)`, for thousands of nodes.
+    """[N, E], copies of each expert on each node: `place("mro", ...)` for thousands of nodes with equal slots.
 
-    replicas: [E], together as many as there are slots
+    replicas: [E], which fill all slots
     """
     counts_NE = np.zeros((num_nodes, len(replicas)), dtype=np.int16)
     left_E = np.array(replicas)
@@ -158,7 +139,7 @@ def mro_counts(replicas: list[int], num_nodes: int, slots: int) -> NDArray[np.in
         counts_NE[lacking, expert] += 1
         free_N[lacking] -= 1
         if more := int(left_E[expert]) - len(lacking):
-            # slots that are left, of the emptiest node first, which changes as its slots are taken
+            # the free slots in the order in which the then emptiest node offers them
             node = np.flatnonzero(np.arange(slots)[::-1, None] < free_N) % num_nodes
             taken = node[:more]
             np.add.at(counts_NE[:, expert], taken, 1)
@@ -166,7 +147,7 @@ def mro_counts(replicas: list[int], num_nodes: int, slots: int) -> NDArray[np.in
     return counts_NE
 
 
-def packed(held_NX: NDArray[np.bool_]) -> NDArray[np.uint64]:
+def pack_holdings(held_NX: NDArray[np.bool_]) -> NDArray[np.uint64]:
     """Rows of booleans as words of 64 bits, the last one filled with zeros."""
     rows, bits = held_NX.shape
     filled = np.zeros((rows, -(-bits // 64) * 64), dtype=np.bool_)
@@ -174,17 +155,17 @@ def packed(held_NX: NDArray[np.bool_]) -> NDArray[np.uint64]:
     return np.packbits(filled, axis=1).view(np.uint64)
 
 
-def lost(held_CW: NDArray[np.uint64], layout: Layout) -> bool:
-    """Whether there is an expert that none of these nodes holds."""
+def has_lost_experts(held_CW: NDArray[np.uint64], layout: Layout) -> bool:
+    """Whether none of these nodes holds some expert of the layout."""
     return bool((np.bitwise_or.reduce(layout.held_NW, axis=0) & ~np.bitwise_or.reduce(held_CW, axis=0)).any())
 
 
-def assign(held_CW: NDArray[np.uint64], layout: Layout) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Greedily: the current node that becomes each node of the layout, and the states that it must fetch.
+def assign_rows(held_CW: NDArray[np.uint64], layout: Layout) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """The current node that becomes each node of the layout, greedily, and the number of states that it must fetch.
 
-    Where there are as many current nodes, they choose in turn as in `migration.assign` (Lazarus, section 4.4); where
-    there are more, the layout's nodes choose, and the current ones left over stay idle. Nodes that hold the same are
-    many, so that costs are counted once for each kind.
+    C = N: the current nodes choose in turn, as in `migration.assign_nodes` (Lazarus, section 4.4). C > N: the nodes of
+    the layout choose, and the remaining current nodes stay idle. Many nodes hold the same experts, so that costs are
+    computed once for each kind.
     held_CW: [C, W] with C >= N
     Returns: [N], rows of held_CW; [N], counts
     """
@@ -199,15 +180,15 @@ def assign(held_CW: NDArray[np.uint64], layout: Layout) -> tuple[NDArray[np.int6
 
 
 def _in_turn(cost_VU: NDArray[np.int64], kind_A: NDArray[np.int64], kind_B: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Each row takes the cheapest column that is left, the first of equal ones. Rows and columns come in kinds."""
+    """[A], the cheapest free column of each row in turn, the first of equal ones. Rows and columns come in kinds."""
     columns, none_left = len(kind_B), 1 << 62
     of_kind: list[list[int]] = [[] for _ in range(cost_VU.shape[1])]
     for column, kind in enumerate(kind_B.tolist()):
         of_kind[kind].append(column)
-    for each in of_kind:
-        each.append(none_left)
+    for free in of_kind:
+        free.append(none_left)
     used_U = [0] * len(of_kind)
-    first_U = np.array([each[0] for each in of_kind])
+    first_U = np.array([free[0] for free in of_kind])
     weighed_VU = cost_VU * columns
     chosen = []
     for kind in kind_A.tolist():

@@ -1,31 +1,30 @@
-"""How long a training step, a checkpoint, a restart and a reconfiguration take: every constant in one table, TESTBEDS.
+"""Seconds of a training step, a checkpoint, a restart and a reconfiguration. All constants are in TESTBEDS.
 
-Two kinds of testbed answer the same questions: a `Testbed` works out a step from rates of hardware, a `Measured` one
-looks it up in what real runs took. Gb is 10^9 bits.
+There are two kinds of `TimeModel`: a `Testbed` computes times from rates of hardware, a `MeasuredTestbed` looks them up
+in measurements of real runs. Gb is 10^9 bits.
 
 Shape legend: L = layers of the loads, E = experts
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from artifact.elastic_moe import routing
 from artifact.elastic_moe.presets import PRESETS, Preset
 from artifact.elastic_moe.simulation.layouts import Layout
 
 GBPS = 1e9 / 8
-"""Bytes a second of 1 Gb/s."""
+"""Bytes per second of 1 Gb/s."""
 
 
 @dataclass(frozen=True)
 class Workload:
-    """What a step computes, sends and keeps. FLOPs are those of the forward and the backward pass together.
+    """Sizes and FLOPs of a model's training step. FLOPs count the forward and the backward pass.
 
     num_layers:       mixture-of-experts layers; loads of fewer layers stand for all of them
     expert_flops:     per token and expert; dense_flops: per token, of everything that is not an expert
@@ -33,8 +32,9 @@ class Workload:
     state_bytes:      per parameter, weights and optimizer; gradient_bytes: per parameter, as reduced
     slots:            experts of a layer that a node holds in Lazarus; min_replicas: its f
     group_nodes:      nodes of an expert-parallel group in DeepSpeed
-    node_samples:     samples of a step and node, or `step_samples` of all nodes together, whatever their number
-    micro_batches:    in which a node takes them; gradients are reduced once
+    node_samples:     samples per step and node; or else step_samples: per step, for any number of nodes
+    micro_batches:    in which a node processes its samples; gradients are reduced once
+    Raises:           ValueError unless exactly one of node_samples and step_samples is given
     """
 
     name: str
@@ -61,7 +61,7 @@ class Workload:
             raise ValueError("give either node_samples or step_samples, got both or neither")
 
     def batch(self, num_nodes: int) -> int:
-        """Samples of a step."""
+        """Samples of one step."""
         return self.step_samples if self.node_samples is None else self.node_samples * num_nodes  # type: ignore[return-value]
 
     def per_layer(self, layout: Layout) -> float:
@@ -81,32 +81,8 @@ class Workload:
         return self.dense_state_bytes + self.num_layers * self.num_experts * self.expert_state_bytes
 
 
-def gpt(model: routing.Model, *, group_nodes: int, slots: int = 6, micro_batches: int = 1) -> Workload:
-    """A model of Lazarus's evaluation: 4 samples of 1,024 tokens a micro-batch and GPU, top-1, fp16 (section 6.1).
-
-    6 FLOPs per parameter and token, 12 s d more a layer for attention over s tokens.
-    """
-    attention = model.num_layers * (4 * model.dim * model.dim) + model.vocabulary * model.dim
-    return Workload(
-        model.name,
-        num_layers=model.num_layers,
-        num_experts=model.num_experts,
-        experts_per_token=1,
-        expert_parameters=model.expert_parameters,
-        dense_parameters=model.dense_parameters,
-        expert_flops=6 * model.expert_parameters,
-        dense_flops=6 * attention + 12 * model.sequence_length * model.dim * model.num_layers,
-        token_bytes=2 * model.dim,
-        sample_tokens=model.sequence_length,
-        slots=slots,
-        group_nodes=group_nodes,
-        node_samples=4 * micro_batches,
-        micro_batches=micro_batches,
-    )
-
-
-def trained(preset: Preset) -> Workload:
-    """A preset of the trainer: a fixed global batch, fp32."""
+def preset_workload(preset: Preset) -> Workload:
+    """A preset as `train` runs it: a fixed global batch, fp32."""
     dense = 2 * preset.vocabulary * preset.dim + preset.num_layers * 4 * preset.dim**2
     return Workload(
         preset.name,
@@ -128,11 +104,31 @@ def trained(preset: Preset) -> Workload:
     )
 
 
+def gpt_workload(preset: Preset, *, micro_batches: int = 1) -> Workload:
+    """A preset as in Lazarus's evaluation: 4 samples of 1,024 tokens per micro-batch and GPU, fp16 (section 6.1).
+
+    6 FLOPs per parameter and token, and 12 s d per layer for attention over s tokens. The state of a parameter is an
+    fp16 weight, an fp32 weight and both moments: 14 bytes.
+    """
+    attention = preset.num_layers * (4 * preset.dim * preset.dim) + preset.vocabulary * preset.dim
+    return replace(
+        preset_workload(preset),
+        dense_parameters=preset.dense_parameters,
+        dense_flops=6 * attention + 12 * preset.sequence_tokens * preset.dim * preset.num_layers,
+        token_bytes=2 * preset.dim,
+        node_samples=4 * micro_batches,
+        step_samples=None,
+        micro_batches=micro_batches,
+        state_bytes=14,
+        gradient_bytes=2,
+    )
+
+
 _EXPERT_V3 = 3 * 7168 * 2048
 WORKLOADS = {
-    "GPT-S": gpt(routing.MODELS["GPT-S"], group_nodes=2),
-    "GPT-M": gpt(routing.MODELS["GPT-M"], group_nodes=2),
-    "GPT-L": gpt(routing.MODELS["GPT-L"], group_nodes=4),
+    "GPT-S": gpt_workload(PRESETS["GPT-S"]),
+    "GPT-M": gpt_workload(PRESETS["GPT-M"]),
+    "GPT-L": gpt_workload(PRESETS["GPT-L"]),
     "DeepSeek-V3": Workload(
         "DeepSeek-V3",
         num_layers=58,
@@ -148,41 +144,41 @@ WORKLOADS = {
         group_nodes=8,
         node_samples=32,
     ),
-    "tiny": trained(PRESETS["tiny"]),
-    "small": trained(PRESETS["small"]),
+    "tiny": preset_workload(PRESETS["tiny"]),
+    "small": preset_workload(PRESETS["small"]),
 }
-"""DeepSeek-V3: 671 B parameters, 37 B of them active (its report), nodes of 8 GPUs with 4 replicas each (Lazarus,
-section 6.5) and so 64 GPUs a group; 4 samples of 4,096 tokens a GPU are this project's choice."""
+"""Workloads by name. DeepSeek-V3: 671 B parameters, 37 B of them active (its report), nodes of 8 GPUs with 4 replicas
+each (Lazarus, section 6.5), so that a group has 64 GPUs; 4 samples of 4,096 tokens per GPU are assumed."""
 
 
-class Clock(Protocol):
-    """What the simulator asks of a testbed. Times in s."""
+class TimeModel(Protocol):
+    """What the simulator needs to know of a testbed. Times are in s."""
 
     @property
     def name(self) -> str: ...
 
     @property
     def detection_s(self) -> float:
-        """From a failure until it is known."""
+        """From a failure until it is detected."""
         ...
 
     @property
     def join_wait_s(self) -> float:
-        """From the first node that joins until all that have joined by then are taken in."""
+        """From the first join until all nodes that have joined since are admitted."""
         ...
 
     def step_s(self, work: Workload, system: str, layout: Layout, share_LE: NDArray) -> float:
-        """One step. share_LE: [L, E], each expert's share of a layer's tokens; system: its name in SYSTEMS."""
+        """One step. system: name in SIMULATED_SYSTEMS; share_LE: [L, E], each expert's share of its layer's tokens"""
         ...
 
     def checkpoint_s(self, work: Workload, num_nodes: int) -> float: ...
 
     def restart_s(self, work: Workload, layout: Layout) -> float:
-        """From a checkpoint, once it is known that this is needed."""
+        """Restart from a checkpoint, after the failure is detected."""
         ...
 
     def reconfigure_s(self, work: Workload, states: float) -> float:
-        """After a failure is known: new groups and transfers; the busiest node fetches so many expert states."""
+        """New groups and transfers after a failure is detected. states: that the busiest node fetches"""
         ...
 
     def join_s(self, work: Workload, states: float) -> float:
@@ -207,14 +203,14 @@ class StepTime:
 
 @dataclass(frozen=True)
 class Testbed:
-    """Hardware by its rates. A node is what fails as one.
+    """Hardware by its rates. A node fails as a whole.
 
-    flops:             that a node reaches in training, not its peak
+    flops:             per second that a node reaches in training, not its peak
     link_gbps:         of a node, each way, as reached by collectives
-    transfer_gbps:     of a node, as reached when it fetches expert states, after transfer_start_s
-    storage_gbps:      of the store for checkpoints, shared by all; storage_node_gbps: at most, for one node
-    regroup_s:         to form process groups anew after a failure or a join; rebalance_regroup_s: at a rebalance
-    restart_start_s:   to start all processes anew, apart from what they read
+    transfer_gbps:     of a node that fetches expert states, after transfer_start_s
+    storage_gbps:      of the checkpoint store, shared by all nodes; storage_node_gbps: limit for one node
+    regroup_s:         to form new process groups after a failure or a join; rebalance_regroup_s: at a rebalance
+    restart_start_s:   to restart all processes, without reading the checkpoint
     """
 
     name: str
@@ -231,12 +227,12 @@ class Testbed:
     join_wait_s: float = 120
 
     def parts(self, work: Workload, layout: Layout, share_LE: NDArray) -> StepTime:
-        """A step of this layout: the slowest node decides, in each layer; nothing overlaps.
+        """A step of this layout: the slowest node of each layer decides, and nothing overlaps.
 
-        Compute is that of the node's share of the batch and of its experts' tokens. A layer exchanges tokens four
-        times: to the experts and back, forward and backward. Gradients are reduced by rings: the dense ones over all
-        nodes, an expert's over its holders.
-        Where Lazarus's evaluation does not tell, this is the simplest model; see TESTBEDS for what is fitted.
+        A node computes its share of the batch and the tokens of its experts. A layer exchanges tokens four times: to
+        the experts and back, forward and backward. Gradients are reduced by rings: dense ones over all nodes, those of
+        an expert over its holders. This is the simplest model that agrees with Lazarus's evaluation; TESTBEDS says
+        which constants are fitted.
         """
         num_nodes = layout.num_nodes
         tokens = work.batch(num_nodes) / num_nodes * work.sample_tokens
@@ -255,11 +251,11 @@ class Testbed:
         return self.parts(work, layout, share_LE).total_s
 
     def checkpoint_s(self, work: Workload, num_nodes: int) -> float:
-        """Every state is written once, and training waits."""
+        """Every state is written once while training waits."""
         return work.all_state_bytes / self._storage(num_nodes)
 
     def restart_s(self, work: Workload, layout: Layout) -> float:
-        """Processes start, and every node reads what it holds."""
+        """Processes start, and every node reads the states that it holds."""
         held = float(np.bitwise_count(layout.held_NW).sum()) * work.per_layer(layout)
         read = layout.num_nodes * work.dense_state_bytes + held * work.expert_state_bytes
         return self.restart_start_s + read / self._storage(layout.num_nodes)
@@ -282,25 +278,14 @@ class Testbed:
 
 
 @dataclass(frozen=True)
-class Measured:
-    """What real runs took, whatever they did meanwhile.
-
-    steps:         by system, (nodes in use, seconds of a step), by rising nodes; between them seconds are interpolated,
-                   beyond them those of the nearest hold
-    outage:        from a failure to the next step, where training goes on in place
-    recovery:      from a failure to the next step, where it starts from a checkpoint
-    join, rebalance, checkpoint: while training waits for each
-    """
+class MeasuredTestbed:
+    """Seconds that real runs took, see `calibrated_testbed`."""
 
     name: str
-    steps: Mapping[str, tuple[tuple[int, float], ...]]
-    outage: float
-    recovery: float
-    checkpoint: float
-    join: float
-    rebalance: float
-    join_wait_s: float = 0.0
-    detection_s: float = 0.0  # part of what is measured
+    steps: Mapping[str, Sequence[tuple[int, float]]]  # by system, (nodes in use, seconds of a step), nodes rising
+    seconds: Mapping[str, float]
+    join_wait_s: float
+    detection_s: float = 0.0  # the measured times contain it
 
     def step_s(self, work: Workload, system: str, layout: Layout, share_LE: NDArray) -> float:
         if system not in self.steps:
@@ -309,22 +294,22 @@ class Measured:
         return float(np.interp(layout.num_nodes, nodes, seconds))
 
     def checkpoint_s(self, work: Workload, num_nodes: int) -> float:
-        return self.checkpoint
+        return self.seconds["checkpoint_s"]
 
     def restart_s(self, work: Workload, layout: Layout) -> float:
-        return self.recovery
+        return self.seconds["restart_s"]
 
     def reconfigure_s(self, work: Workload, states: float) -> float:
-        return self.outage
+        return self.seconds["outage_s"]
 
     def join_s(self, work: Workload, states: float) -> float:
-        return self.join
+        return self.seconds["join_s"]
 
     def rebalance_s(self, work: Workload, states: float) -> float:
-        return self.rebalance
+        return self.seconds["rebalance_s"]
 
 
-def calibrated(
+def calibrated_testbed(
     name: str,
     *,
     step_s: Mapping[str, Mapping[int, float]] | Mapping[str, Mapping[str, float]],
@@ -334,16 +319,18 @@ def calibrated(
     join_s: float = 0.0,
     rebalance_s: float = 0.0,
     join_wait_s: float = 0.0,
-) -> Measured:
+) -> MeasuredTestbed:
     """A testbed from measured seconds, as of the trainer's runs; also straight from JSON, whose keys are texts.
 
-    step_s: by system and number of nodes in use, {"lazarus": {"4": 0.18, "3": 0.16}}; the others are described in
-            `Measured`, restart_s being its recovery
+    step_s:    by system and number of nodes in use, {"lazarus": {"4": 0.18, "3": 0.16}}; interpolated between them,
+               and beyond them that of the nearest
+    outage_s:  from a failure to the next step, recovered in place; restart_s: the same from a checkpoint
+    checkpoint_s, join_s, rebalance_s: during which training waits for each
     Raises: ValueError if there is no step of a system, one of 0 s or less, or another time is negative
     """
     steps = {}
     for system, by_nodes in step_s.items():
-        steps[system] = tuple(sorted((int(nodes), float(seconds)) for nodes, seconds in by_nodes.items()))
+        steps[system] = sorted((int(nodes), float(seconds)) for nodes, seconds in by_nodes.items())
         if not steps[system] or min(seconds for _, seconds in steps[system]) <= 0:
             raise ValueError(f"step_s must have positive seconds for {system}, got {dict(by_nodes)}")
     times = {"outage_s": outage_s, "restart_s": restart_s, "checkpoint_s": checkpoint_s, "join_s": join_s}
@@ -351,7 +338,7 @@ def calibrated(
     for key, seconds in times.items():
         if seconds < 0:
             raise ValueError(f"{key} must not be negative, got {seconds}")
-    return Measured(name, steps, outage_s, restart_s, checkpoint_s, join_s, rebalance_s, join_wait_s)
+    return MeasuredTestbed(name, steps, times, join_wait_s)
 
 
 TESTBEDS = {
@@ -362,15 +349,15 @@ TESTBEDS = {
         Testbed("h200-deepseek-v3", 3.2e15, 3200, 3200, storage_gbps=1e9, storage_node_gbps=100),
     )
 }
-"""The constants.
+"""Testbeds by name, and the sources of their constants.
 
-From the paper: detection of 10 to 20 s and new groups of 5 to 15 s, here the middle of each, at a rebalance, where
-nothing has failed, the lower end; joins wait 2 minutes; the store for checkpoints has 10 Gb/s; a10g's links have
+From the paper: detection of 10 to 20 s and new groups of 5 to 15 s, here the middle of each, and the lower end at a
+rebalance, which no failure precedes; joins wait 2 minutes; the checkpoint store has 10 Gb/s; a10g's links have
 10 Gb/s; an H200 node has 8 GPUs and 8 links of 400 Gb/s.
 Fitted, each to one published number: flops and link_gbps of paper-gpu to 34 samples/s of DS and 45 of Lazarus (GPT-M,
 10 nodes without a failure, figure 7), with the mean loads of iterations 201 to 1,991; transfer_start_s to 2.3 s (GPT-S,
 11 states, table 2), transfer_gbps to 7.6 s (GPT-L, 160 states to 6 nodes, table 2), restart_start_s to Lazarus's 2.8
-times the samples of DS (GPT-S, figure 6): it takes in all that makes a restart of DeepSpeed slow.
+times the samples of DS (GPT-S, figure 6): it contains everything that makes a restart of DeepSpeed slow.
 Derived from hardware: a10g reaches 40 % of an A10G's 70 TFLOP/s, an H200 node 40 % of 8 times 989 TFLOP/s.
 Assumed, as nothing is published: 30 s to start a program without DeepSpeed on a10g, whose other baseline is Tutel;
 100 Gb/s to storage for each H200 node, and no limit of its store.

@@ -1,4 +1,4 @@
-"""Checkpoints that many processes write in parts: whole or not there, the previous one kept.
+"""Checkpoints that many processes write in parts: complete or absent, and the previous one is kept.
 
 A part is written by one process with torch.distributed.checkpoint, without a collective: a process that dies while it
 writes leaves a folder `step-N.part`, which is never taken for a checkpoint.
@@ -22,20 +22,20 @@ KEPT = 2
 RUN = "run.json"
 
 
-def prepare(folder: Path, run: Mapping[str, str | int], num_steps: int, *, resume: bool) -> None:
-    """Make a folder ready for the checkpoints of a run of so many steps.
+def prepare_folder(folder: Path, run: Mapping[str, str | int], num_steps: int, *, resume: bool) -> None:
+    """Prepare a folder for the checkpoints of a run of `num_steps` steps.
 
-    run: what tells runs apart; only checkpoints of the same one are gone on from
-    Raises: ValueError for a folder that cannot be made, for a new run one with checkpoints, and to resume one without,
-            one of another run, or one that is as far already
+    run: identifies the run; only checkpoints of the same run can be resumed
+    Raises: ValueError for a folder that cannot be created; for a new run, if it has checkpoints; to resume, if it has
+            none, those of another run, or one at `num_steps` or later
     """
-    found = steps(folder)
+    found = finished_steps(folder)
     if resume:
         if not found:
             raise ValueError(f"there must be a checkpoint to resume from, got none in {folder}")
         kept = json.loads((folder / RUN).read_text())
         if kept != run:
-            raise ValueError(f"a run must be resumed with what it began with, {kept}, got {run}")
+            raise ValueError(f"a run must be resumed with the settings of its start, {kept}, got {run}")
         if found[-1] >= num_steps:
             raise ValueError(f"steps must be more than the {found[-1]} of the checkpoint in {folder}, got {num_steps}")
         return
@@ -55,7 +55,7 @@ def write_part(folder: Path, step: int, part: int, state: Mapping[str, Tensor]) 
 
 
 def publish(folder: Path, step: int) -> Path:
-    """Make a checkpoint of parts that are all written. Older ones but the previous go."""
+    """Make a checkpoint of the parts, which are all written. Delete all older ones but the previous."""
     unfinished, target = _unfinished(folder, step), folder / f"step-{step}"
     index = {
         name: path.name
@@ -66,44 +66,44 @@ def publish(folder: Path, step: int) -> Path:
     if target.exists():  # of the same steps, run again
         shutil.rmtree(target)
     os.replace(unfinished, target)
-    for old in steps(folder)[:-KEPT]:
+    for old in finished_steps(folder)[:-KEPT]:
         shutil.rmtree(folder / f"step-{old}")
     return target
 
 
-def steps(folder: Path) -> list[int]:
-    """Steps of the checkpoints that are whole, in rising order."""
+def finished_steps(folder: Path) -> list[int]:
+    """Steps of the complete checkpoints, ascending."""
     found = (path.parent.name.removeprefix("step-") for path in folder.glob("step-*/index.json"))
     return sorted(int(name) for name in found if name.isdigit())
 
 
-def read(folder: Path, step: int, state: Mapping[str, Tensor]) -> None:
+def read_checkpoint(folder: Path, step: int, state: Mapping[str, Tensor]) -> None:
     """Fill tensors by name. Raises: ValueError for a name that the checkpoint lacks; RuntimeError if it is damaged"""
-    place = folder / f"step-{step}"
-    index = json.loads((place / "index.json").read_text())
+    source = folder / f"step-{step}"
+    index = json.loads((source / "index.json").read_text())
     if missing := sorted(state.keys() - index.keys()):
-        raise ValueError(f"checkpoint {place.name} must hold every tensor, lacks {', '.join(missing)}")
+        raise ValueError(f"checkpoint {source.name} must hold every tensor, lacks {', '.join(missing)}")
     for part in sorted({index[name] for name in state}):
-        with _in_one_process(f"{part} of checkpoint {place.name} cannot be read"):
+        with _in_one_process(f"{part} of checkpoint {source.name} cannot be read"):
             here = {name: tensor for name, tensor in state.items() if index[name] == part}
-            checkpoint.load(here, checkpoint_id=str(place / part), no_dist=True)
+            checkpoint.load(here, checkpoint_id=str(source / part), no_dist=True)
 
 
 def discard_unfinished(folder: Path) -> None:
-    """Remove what was being written when its writers failed."""
+    """Remove parts whose writers failed."""
     for leftover in folder.glob("step-*.part"):
         shutil.rmtree(leftover, ignore_errors=True)
 
 
 @contextmanager
 def _in_one_process(failure: str) -> Iterator[None]:
-    """Without a warning that there is no process group, and with errors that can be handled: torch's end the process"""
+    """Suppress the warning that there is no process group; raise torch's errors as RuntimeError."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
             yield
         except CheckpointException as error:  # not an Exception
-            why = "; ".join(str(each) for each, _ in error.failures.values())
+            why = "; ".join(str(cause) for cause, _ in error.failures.values())
             raise RuntimeError(f"{failure}: {why}") from error
 
 

@@ -1,8 +1,8 @@
-"""One generation of a process group: collectives that end at once, also where a peer has stopped instead of died.
+"""The process group of one generation, whose collectives can be ended at once even if a peer is only stopped.
 
-A group is made from a store that outlives its members, under a prefix of its own; the next generation is another group.
-Gloo waits for a peer that is stopped until its timeout, and its abort does not change that. `break_off` closes the
-group's connections, so that whoever waits in a collective gets an error within milliseconds.
+A group is formed through a store that outlives its members, under its own prefix; the next generation forms another.
+Gloo waits for a stopped peer until its timeout, and its abort does not change that. `break_off` closes the group's
+connections, so that waiting collectives raise within milliseconds.
 
 Shape legend: R = ranks
 """
@@ -23,7 +23,7 @@ from torch import Tensor, distributed
 class Group:
     """Members of one generation, ranks 0 to size - 1.
 
-    host: address of this machine that the others reach it by
+    host: address at which the other members reach this machine
     """
 
     def __init__(
@@ -63,32 +63,32 @@ class Group:
         return torch.stack(gathered)
 
     def all_to_all(self, tensor: Tensor, send_counts: Sequence[int], recv_counts: Sequence[int]) -> Tensor:
-        """Rows of `tensor` to the ranks in order, `send_counts` of them each; returns the rows received, by source."""
+        """Send the first send_counts[0] rows to rank 0, and so on. Returns: the rows received, by source rank"""
         received = tensor.new_empty(sum(recv_counts), *tensor.shape[1:])
         self._group.alltoall_base(received, tensor.contiguous(), list(recv_counts), list(send_counts)).wait()
         return received
 
     def exchange(self, send: Sequence[Tensor], recv_sizes: Sequence[int]) -> list[Tensor]:
-        """One flat tensor to each rank; returns one from each, of the sizes given."""
-        received = self.all_to_all(torch.cat(list(send)), [each.numel() for each in send], recv_sizes)
+        """Send one flat tensor to each rank. Returns: one from each rank, of the given sizes"""
+        received = self.all_to_all(torch.cat(list(send)), [part.numel() for part in send], recv_sizes)
         return list(received.split(list(recv_sizes)))
 
-    def vote(self, told: int | None = None) -> None:
-        """Return once every rank has called this. Each rank tells each other one by itself, without a middleman.
+    def vote(self, only: int | None = None) -> None:
+        """Return once every rank has called this. Every rank sends its vote directly to every other one.
 
-        told: tell only so many ranks and return: what a rank that dies within its vote has done
+        only: send to this many ranks and return, as a rank that dies within its vote
         """
         token = torch.zeros(1, device=self.device)
         others = range(1, self.size)
-        sends = [self._group.send([token], (self.rank + step) % self.size, 0) for step in list(others)[:told]]
-        if told is None:
+        sends = [self._group.send([token], (self.rank + step) % self.size, 0) for step in list(others)[:only]]
+        if only is None:
             for step in others:
                 self._group.recv([token], (self.rank - step) % self.size, 0).wait()
         for send in sends:
             send.wait()
 
     def break_off(self) -> None:
-        """End the connections, from any thread: a collective that waits raises, and so does each later one."""
+        """Close the connections, from any thread: waiting and later collectives raise."""
         if self.device.type == "cuda":
             self._group.abort()
             return
@@ -100,7 +100,7 @@ class Group:
 
 
 class AllToAll(torch.autograd.Function):
-    """`Group.all_to_all` whose gradient goes the way back."""
+    """`Group.all_to_all`, differentiable: gradients return to the ranks that sent the rows."""
 
     @staticmethod
     def forward(
@@ -116,7 +116,7 @@ class AllToAll(torch.autograd.Function):
 
 
 def _sockets() -> set[int]:
-    """File numbers of this process's sockets."""
+    """File descriptors of this process's sockets."""
     found = set()
     for name in os.listdir("/proc/self/fd") if os.path.isdir("/proc/self/fd") else ():
         with suppress(OSError):

@@ -1,10 +1,10 @@
-"""The controller: who is a member, what each node holds, and what happens next. It holds no weights.
+"""The controller of a training run: it tracks the members and the experts that they hold, and plans generations.
 
-A member is gone when its connection closes, or when nothing has come from it for the heartbeat time; its node is then
-killed, so that a process that was only stopped cannot come back with an old state. Each change (a loss, a join, a
-rebalance) is an attempt: stop everyone, hear what each holds, plan, let each fetch what it lacks, go. A change during
-an attempt starts the next one, from what the members hold then. Where an expert has no holder left, all go back to
-the last checkpoint.
+A member is lost if its connection closes, or if no message arrives from it within the heartbeat time; its node is then
+killed, so that a process that was only stopped cannot return with an old state. Each change (a loss, a join, a
+rebalance) is an attempt at a new generation: stop all members, collect what they hold, plan, let them fetch what they
+lack, continue. A change during an attempt starts the next attempt. If an expert has no holder left, all members return
+to the last checkpoint. The controller holds no weights.
 """
 
 from __future__ import annotations
@@ -14,25 +14,30 @@ import json
 import time
 from collections.abc import Callable, Collection
 from contextlib import closing, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
 from artifact.elastic_moe.placement.migration import Unrecoverable
 from artifact.elastic_moe.presets import Preset
 from artifact.elastic_moe.training import checkpoint
+from artifact.elastic_moe.training.journal import Journal
 from artifact.elastic_moe.training.planning import Generation, TooFewNodes, next_generation
 from artifact.elastic_moe.training.wire import BEATS, Message, pack
 
-ATTEMPTS = 5
-"""So many generations that fail one after the other, though no node is lost, and training ends."""
+MAX_FAILED_GENERATIONS = 5
+"""Training ends after this many consecutive failed generations without a lost node."""
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Of one run.
+class TrainingSettings:
+    """Settings of one training run.
 
-    faults: (node, step, point, kill or stop); joins: steps at which one more node is started
+    nodes:     at the start; steps: of the global batch; seed: of weights and data
+    folder:    of the checkpoints; method: of placement
+    checkpoint_interval, rebalance_interval: in steps
+    heartbeat_s: silence after which a node is lost; timeout_s: of collectives; start_s: to wait for nodes
+    faults:    (node, step, point, kill or stop); joins: steps at which one more node is started
     """
 
     preset: Preset
@@ -54,7 +59,7 @@ class Settings:
 
 
 class Launcher(Protocol):
-    """Starts and kills nodes, where the controller is their parent; else it does nothing."""
+    """Starts and kills nodes, if this machine started them."""
 
     def start(self, node: int) -> None: ...
 
@@ -63,7 +68,7 @@ class Launcher(Protocol):
 
 @dataclass
 class Member:
-    """A worker that is connected, and what it has said in this attempt."""
+    """A connected worker, and its answers in the present attempt."""
 
     node: int
     writer: asyncio.StreamWriter
@@ -73,33 +78,9 @@ class Member:
     halted: str | None = None
     failed: str | None = None
 
-    def tell(self, **message: Any) -> None:
+    def send(self, **message: Any) -> None:
         with suppress(ConnectionError, RuntimeError):
             self.writer.write(pack(message))
-
-
-@dataclass
-class Journal:
-    """What happened. Times are in seconds since the controller began."""
-
-    epoch: float = field(default_factory=time.time)
-    losses: dict[int, float] = field(default_factory=dict)
-    members: dict[int, list[int]] = field(default_factory=dict)
-    events: list[Message] = field(default_factory=list)
-    failures: list[Message] = field(default_factory=list)
-    step_seconds: list[tuple[int, int, float]] = field(default_factory=list)  # step, members, seconds
-    held: dict[int, Message] = field(default_factory=dict)
-    lost_steps: int = 0
-    restarts: int = 0
-    ended_s: float = 0.0  # when training ended; its processes end later
-
-    def now(self) -> float:
-        return time.time() - self.epoch
-
-    def note(self, event: str, **details: Any) -> Message:
-        noted = {"at_s": self.now(), "event": event, **details}
-        self.events.append(noted)
-        return noted
 
 
 class _Interrupted(Exception):
@@ -107,14 +88,14 @@ class _Interrupted(Exception):
 
 
 class Controller:
-    """Runs one training to its end. See the module for the order of things.
+    """Runs one training to its end, see the module.
 
     progress: called with each event and each step
     """
 
     def __init__(
         self,
-        settings: Settings,
+        settings: TrainingSettings,
         store_port: int,
         launcher: Launcher,
         progress: Callable[[Message], None] = lambda message: None,
@@ -125,7 +106,7 @@ class Controller:
         self._agents: dict[int, asyncio.StreamWriter] = {}
         self._numbers: set[int] = set()  # of nodes so far
         self._attempt = 0
-        self._told: set[int] = set()  # nodes that the present attempt has asked
+        self._asked: set[int] = set()  # nodes that take part in the present attempt
         self._active: list[int] = []
         self._loads = self._even_loads()
         self._changed = asyncio.Event()
@@ -166,23 +147,18 @@ class Controller:
     async def _serve_worker(self, hello: Message, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         settings = self.settings
         member = Member(hello["node"], writer, time.monotonic())
-        member.tell(
+        shared = ("seed", "steps", "checkpoint_interval", "rebalance_interval", "heartbeat_s", "timeout_s", "device")
+        member.send(
             type="welcome",
             node=member.node,
             store_port=self.store_port,
             preset=settings.preset.name,
-            seed=settings.seed,
-            steps=settings.steps,
             folder=str(settings.folder),
-            checkpoint_interval=settings.checkpoint_interval,
-            rebalance_interval=settings.rebalance_interval,
-            heartbeat_s=settings.heartbeat_s,
-            timeout_s=settings.timeout_s,
-            device=settings.device,
             faults=[fault[1:] for fault in settings.faults if fault[0] == member.node],
+            **{name: getattr(settings, name) for name in shared},
         )
         if self._ended:
-            member.tell(type="end")
+            member.send(type="end")
         self._members[member.node] = member
         self._starting.discard(member.node)
         self.progress(self.journal.note("joined", node=member.node))
@@ -200,7 +176,7 @@ class Controller:
     def _receive(self, member: Member, message: Message) -> None:
         kind = message["type"]
         if kind == "beat":
-            member.tell(type="beat")
+            member.send(type="beat")
             return
         if kind == "step":
             self._step(message)
@@ -223,7 +199,7 @@ class Controller:
         self._changed.set()
 
     def _step(self, message: Message) -> None:
-        """A step that is applied: told by rank 0, or after a failure by any rank."""
+        """Record an applied step, reported by rank 0, or after a failure by any rank."""
         step, journal = message["step"], self.journal
         if step in journal.losses:
             return
@@ -240,7 +216,7 @@ class Controller:
             self._joined += 1
             self._starting.add(node)
             self.launcher.start(node)
-        for node, when, _, _ in self.settings.faults:  # of a node that takes no part, and so passes no point
+        for node, when, _, _ in self.settings.faults:  # of an idle node, which passes no point of the step
             if when == step and node in self._members and node not in self._active:
                 self._faults[node] = {"kind": "kill", "point": "idle", "at": time.time()}
                 self._kill(node)
@@ -260,26 +236,12 @@ class Controller:
         self.launcher.kill(node)
 
     def _lose(self, member: Member, why: str) -> None:
-        """A member is gone for good: one that is only stopped is killed."""
+        """Remove a member for good; one that is only stopped is killed."""
         del self._members[member.node]
         member.writer.close()
         self._kill(member.node)
         fault = self._faults.pop(member.node, {})
-        failed_at_s = fault["at"] - self.journal.epoch if fault else None
-        lost = self.journal.note(
-            "lost",
-            node=member.node,
-            why=why,
-            step=len(self.journal.losses),
-            kind=fault.get("kind"),
-            point=fault.get("point"),
-            failed_at_s=failed_at_s,
-            detected_after_s=None if failed_at_s is None else self.journal.now() - failed_at_s,
-            replanned_after_s=None,
-            transferred_bytes=None,
-            outage_s=None,
-        )
-        self.journal.failures.append(lost)
+        lost = self.journal.lost(member.node, why, fault)
         self._unmended.append(lost)
         self.progress(lost)
         self._changed.set()
@@ -308,16 +270,16 @@ class Controller:
                         return
                 except _Interrupted as error:
                     failed = failed + 1 if set(self._members) >= before else 0
-                    if failed == ATTEMPTS:
+                    if failed == MAX_FAILED_GENERATIONS:
                         raise RuntimeError(f"{failed} generations in turn have failed: {error}") from None
         finally:
             watch.cancel()
             self._ended, self.journal.ended_s = True, self.journal.now()
             for member in self._members.values():
-                member.tell(type="end")
+                member.send(type="end")
 
     async def closed(self) -> None:
-        """Wait a while until the nodes, which have been told to, have ended; one that cannot be reached is left."""
+        """Wait up to 10 s until the nodes have ended; then close the connections of those that have not."""
         try:
             await asyncio.wait_for(self._until(lambda: not self._agents), 10)
         except TimeoutError:
@@ -326,7 +288,7 @@ class Controller:
             await self._until(lambda: not self._agents)
 
     async def _watch(self) -> None:
-        """Look for members that have fallen silent."""
+        """Lose members that are silent for the heartbeat time."""
         pause_s = self.settings.heartbeat_s / BEATS / 2
         while True:
             before = time.monotonic()
@@ -339,24 +301,24 @@ class Controller:
                     self._lose(member, f"silent for {now - member.heard:.2f} s")
 
     async def _generation(self, source: str) -> str:
-        """Stop, hear, plan, let each fetch, go. Returns where the next generation has its state from: the nodes"""
+        """Form one generation. source: of its state, new, checkpoint or nodes. Returns: the source of the next one"""
         self._attempt += 1
         self._parts.clear()
         began_s = self.journal.now()
         for member in self._members.values():
             member.stopped = member.halted = member.failed = None
             member.ready = False
-            member.tell(type="stop", attempt=self._attempt)
-        self._told = set(self._members)
-        await self._until(lambda: all(self._members[node].stopped for node in self._told & set(self._members)))
-        standing = {node: self._members[node].stopped or {} for node in self._told & set(self._members)}
+            member.send(type="stop", attempt=self._attempt)
+        self._asked = set(self._members)
+        await self._until(lambda: all(self._members[node].stopped for node in self._asked & set(self._members)))
+        standing = {node: self._members[node].stopped or {} for node in self._asked & set(self._members)}
         checkpoint.discard_unfinished(self.settings.folder)  # not before: a member may have been writing its part
         stopped_s = self.journal.now()
         if self.settings.system == "ds" and self._unmended and source == "nodes":
             raise _Interrupted("a node is lost")
         source, step, generation = await self._plan(source, standing)
         for node in generation.members:
-            self._members[node].tell(
+            self._members[node].send(
                 type="plan",
                 attempt=self._attempt,
                 source=source,
@@ -370,7 +332,7 @@ class Controller:
         await self._until_all(generation.members, lambda member: member.ready)
         self._active = generation.members
         for node in standing.keys() & self._members.keys():
-            self._members[node].tell(type="go", attempt=self._attempt)
+            self._members[node].send(type="go", attempt=self._attempt)
         self._loads = self._even_loads()
         event = self.journal.note(
             "generation",
@@ -396,24 +358,22 @@ class Controller:
         return "nodes"
 
     async def _plan(self, source: str, standing: dict[int, Message]) -> tuple[str, int, Generation]:
-        held = {node: {(layer, expert) for layer, expert in each["held"]} for node, each in standing.items()}
+        held = {node: {(layer, expert) for layer, expert in answer["held"]} for node, answer in standing.items()}
         while True:
             step = 0
             if source == "checkpoint":
-                step = checkpoint.steps(self.settings.folder)[-1]
+                step = checkpoint.finished_steps(self.settings.folder)[-1]
             if source == "nodes":
-                # A step that one has applied, all are prepared for (see `worker`).
-                applied = [each for each in standing.values() if each["applied"] is not None]
-                step = min((each["applied"] + each["prepared"] for each in applied), default=0)
-                for each in applied:
-                    if each["report"] and each["report"]["step"] < step:
-                        self._step(each["report"])
-            settings = self.settings
+                # If one member has applied a step, all are prepared for it (see `worker`).
+                applied = [answer for answer in standing.values() if answer["applied"] is not None]
+                step = min((answer["applied"] + answer["prepared"] for answer in applied), default=0)
+                for answer in applied:
+                    if answer["report"] and answer["report"]["step"] < step:
+                        self._step(answer["report"])
+            kind, model, method = self.settings.system, self.settings.preset, self.settings.method
+            restored = source != "nodes"
             try:
-                generation = next_generation(
-                    settings.system, settings.preset, held, self._loads, method=settings.method,
-                    restored=source != "nodes",
-                )  # fmt: skip
+                generation = next_generation(kind, model, held, self._loads, method=method, restored=restored)
                 return source, step, generation
             except Unrecoverable as error:
                 self.progress(self.journal.note("unrecoverable", why=str(error)))
@@ -426,19 +386,13 @@ class Controller:
                 raise _Interrupted(str(error)) from None
 
     def _fall_back(self) -> str:
-        """Forget what came after the last checkpoint."""
-        found = checkpoint.steps(self.settings.folder)
-        step = found[-1] if found else 0
-        lost = [done for done in self.journal.losses if done >= step]
-        for done in lost:
-            del self.journal.losses[done], self.journal.members[done]
-        self.journal.lost_steps += len(lost)
-        self.journal.restarts += 1
-        self.progress(self.journal.note("restart", step=step, lost_steps=len(lost)))
+        """Forget the steps after the last checkpoint. Returns: the source of the next generation's state"""
+        found = checkpoint.finished_steps(self.settings.folder)
+        self.progress(self.journal.restart(found[-1] if found else 0))
         return "checkpoint" if found else "new"
 
     async def _relaunch(self) -> None:
-        """Every worker ends, and its agent starts a new process: what a job without elasticity goes through."""
+        """End every worker and let its agent start a new process, as a job without elasticity must."""
         nodes = set(self._members)
         for node in nodes:
             member = self._members.pop(node)
@@ -449,7 +403,7 @@ class Controller:
 
     @staticmethod
     def _joining(generation: Generation, standing: dict[int, Message]) -> list[tuple[int, int]]:
-        """(source, target) ranks by which those that join get what all hold: sources in turn."""
+        """(source, target) ranks that send the dense state to the members that join; the sources take turns."""
         ranks = range(len(generation.members))
         new = [rank for rank in ranks if standing[generation.members[rank]]["applied"] is None]
         old = [rank for rank in ranks if rank not in new]
@@ -457,10 +411,10 @@ class Controller:
 
     async def _train(self) -> str:
         """Wait until the ranks have halted. Returns why. Raises: _Interrupted"""
-        paused = self.settings.system == "ds"  # it takes no one in before it starts again
+        paused = self.settings.system == "ds"  # it admits nodes only when it restarts
 
         def waiting() -> bool:
-            return not paused and bool(self._members.keys() - self._told)
+            return not paused and bool(self._members.keys() - self._asked)
 
         while True:
             halted = [self._members[node].halted for node in self._active if node in self._members]
@@ -470,7 +424,7 @@ class Controller:
                 paused = True
                 for node in self._active:
                     if node in self._members:
-                        self._members[node].tell(type="pause")
+                        self._members[node].send(type="pause")
             await self._until_all(self._active, lambda member: member.halted is not None, or_else=waiting)
 
     async def _until_all(
@@ -489,15 +443,15 @@ class Controller:
         await self._until(done)
 
     async def _until(self, done: Callable[[], bool], nodes: int | None = None) -> None:
-        """Wait for a change that makes it so. nodes: that are waited for, with a limit"""
+        """Wait until `done`. nodes: number of nodes that must come within start_s"""
         end = time.monotonic() + self.settings.start_s
         while not done():
             self._changed.clear()
             try:
                 await asyncio.wait_for(self._changed.wait(), None if nodes is None else end - time.monotonic())
             except TimeoutError:
-                told = f"got {len(self._members)} in {self.settings.start_s:g} s"
-                raise TimeoutError(f"{nodes} nodes must come, {told}") from None
+                found = f"got {len(self._members)} in {self.settings.start_s:g} s"
+                raise TimeoutError(f"{nodes} nodes must come, {found}") from None
 
     def _even_loads(self) -> list[list[int]]:
         return [[1] * self.settings.preset.num_experts for _ in range(self.settings.preset.num_layers)]

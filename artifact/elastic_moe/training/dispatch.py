@@ -1,10 +1,10 @@
-"""Which tokens go to which rank when experts have replicas on several (Lazarus, algorithm 1), in integers.
+"""Which tokens go to which rank if experts have replicas on several ranks (Lazarus, algorithm 1), in integers.
 
 Shape legend: S = source ranks, R = destination ranks (the same ranks), E = experts, T = token choices of one rank,
 N = token choices that one rank receives. With top-k, a token is k choices: choice i is of token i // k.
 
-On a device a plan is a few dozen operations of torch. On a CPU it is one compiled pass, `dispatch_kernels`: there the
-start of an operation costs more than its work on as few numbers as there are ranks and experts.
+On a device a plan is a few dozen operations of torch. On a CPU it is one compiled pass, `dispatch_kernels`, as starting
+an operation there costs more than its work on a few numbers per rank and expert.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from artifact.elastic_moe.training.dispatch_kernels import NO_REPLICA, PLANNED, 
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What one rank sends, receives and runs. With x_T its rows, a layer is:
+class DispatchPlan:
+    """What one rank sends, receives and computes. With x_T its rows, a layer is:
 
     received_N = all_to_all(x_T.index_select(0, order_T), recv_counts, send_counts)
     outputs_N  = each expert on its part of empty_N.index_copy(0, place_N, received_N).split(expert_counts)
@@ -34,33 +34,20 @@ class Plan:
     expert_counts: list[int]  # [E], choices that this rank runs on each expert
 
 
-def split(tokens_SE: Tensor, replicas_RE: Tensor) -> Tensor:
-    """How many tokens each source sends to each rank for each expert.
+def plan_dispatch(expert_T: Tensor, replicas_RE: Tensor, tokens_SE: Tensor, rank: int) -> DispatchPlan:
+    """The plan of `rank` for its token choices, in time and memory of its row and column only.
 
     The t tokens of an expert with r replicas make t // r for each replica, and one more for the first t % r of them in
-    the order of ranks. A rank keeps as many of its own tokens as its replicas take. Ranks with tokens left then fill
-    the rest cyclically: going round the ranks, the tokens met first go to the next rank with room. So each rank gets
-    what its replicas are due, no token is lost and nothing is padded; all ranks compute the same.
-
-    tokens_SE:   [S, E], integers >= 0, tokens that each rank routes to each expert
-    replicas_RE: [R, E], integers >= 0, copies of each expert on each rank; copies on one rank share its tokens
-    Returns: [S, E, R], int64, on the device of the inputs
-    Raises:  ValueError if shapes differ, or an expert has tokens and no replica
-    Source:  Lazarus, algorithm 1, which shares the rest in proportion to the room and leaves rounding open
-    """
-    local_RE, start_2RE, end_2RE = _flows(*_checked(tokens_SE, replicas_RE))
-    sent_SRE = _overlap(start_2RE[0, :, None], end_2RE[0, :, None], start_2RE[1], end_2RE[1])
-    ranks = torch.arange(len(local_RE), device=local_RE.device)
-    sent_SRE[ranks, ranks] += local_RE
-    return sent_SRE.transpose(1, 2)
-
-
-def plan(expert_T: Tensor, replicas_RE: Tensor, tokens_SE: Tensor, rank: int) -> Plan:
-    """What `rank` does with its token choices, by `split`, in time and memory of its own row and column only.
+    the order of ranks. A rank keeps as many local tokens as its replicas take. The remaining tokens fill the remaining
+    room cyclically: in the order of ranks, a token goes to the next rank with room. So each rank gets the share of its
+    replicas, no token is lost and nothing is padded. All ranks compute the same.
 
     expert_T:    [T], int64, expert of each choice; tokens_SE[rank] is how often each occurs
-    replicas_RE: [R, E]; tokens_SE: [S, E]: as in `split`
-    Raises: ValueError as `split`, or if the rank is none of R, or the choices are not those of tokens_SE[rank]
+    replicas_RE: [R, E], integers >= 0, copies of each expert on each rank; copies on one rank share its tokens
+    tokens_SE:   [S, E], integers >= 0, tokens that each rank routes to each expert
+    Raises: ValueError if shapes differ, an expert has tokens and no replica, the rank is none of R, or the choices are
+            not those of tokens_SE[rank]
+    Source: Lazarus, algorithm 1, which shares the rest in proportion to the room and leaves rounding open
     """
     if not 0 <= rank < len(replicas_RE):
         raise ValueError(f"rank must be in [0, {len(replicas_RE)}), got {rank}")
@@ -69,7 +56,7 @@ def plan(expert_T: Tensor, replicas_RE: Tensor, tokens_SE: Tensor, rank: int) ->
     return planned(expert_T, replicas_RE, tokens_SE, rank)
 
 
-def _planned_by_torch(expert_T: Tensor, replicas_RE: Tensor, tokens_SE: Tensor, rank: int) -> Plan:
+def _planned_by_torch(expert_T: Tensor, replicas_RE: Tensor, tokens_SE: Tensor, rank: int) -> DispatchPlan:
     local_RE, start_2RE, end_2RE = _flows(tokens_SE, replicas_RE)
     # This rank's overflow against all room, and its room against all overflow: what it sends and what it receives.
     mine, other = slice(rank, rank + 1), [1, 0]
@@ -89,20 +76,20 @@ def _planned_by_torch(expert_T: Tensor, replicas_RE: Tensor, tokens_SE: Tensor, 
     place = shift_2RE.ravel().repeat_interleave(moved_2RE.ravel(), output_size=total)
     place_T, place_N = place.add_(torch.arange(total, device=place.device)).split([num_sent, num_received])
     order_T = expert_T.argsort(stable=True).index_select(0, place_T)
-    return Plan(order_T, send_counts, recv_counts, place_N, counts[2 * num_ranks :])
+    return DispatchPlan(order_T, send_counts, recv_counts, place_N, counts[2 * num_ranks :])
 
 
-def _planned_by_kernel(expert_T: Tensor, replicas_RE: Tensor, tokens_SE: Tensor, rank: int) -> Plan:
+def _planned_by_kernel(expert_T: Tensor, replicas_RE: Tensor, tokens_SE: Tensor, rank: int) -> DispatchPlan:
     outcome, order_T, place_N, sent_R, received_S, run_E = plan_row(
         expert_T.numpy(), replicas_RE.numpy(), tokens_SE.numpy(), rank
     )
     if outcome == NO_REPLICA:
-        _flows(tokens_SE, replicas_RE)  # says which
+        _flows(tokens_SE, replicas_RE)  # raises, and names the experts
     if outcome != PLANNED:
         num_sent = int(tokens_SE[rank].sum())
         _check_choices(num_sent, expert_T, rank)
         raise ValueError(f"expert_T must have the choices of tokens_SE[{rank}], got others of the same number")
-    return Plan(
+    return DispatchPlan(
         torch.from_numpy(order_T), sent_R.tolist(), received_S.tolist(), torch.from_numpy(place_N), run_E.tolist()
     )
 
@@ -120,11 +107,11 @@ def _checked(tokens_SE: Tensor, replicas_RE: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _flows(tokens_SE: Tensor, replicas_RE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What each rank keeps, [R, E], and where its overflow (0) and its room (1) lie on a line, [2, R, E].
+    """Tokens that each rank keeps, [R, E]; start and end of its overflow (0) and its room (1) on a line, [2, R, E].
 
-    Round the ranks from one before which no token waits, first in, first out means that the p-th token of the overflow
-    takes the p-th place of the room. No token waits after the rank where the sum of room is furthest ahead of that of
-    overflow. The line starts there: what ends up to there comes last, a circle later.
+    Going round the ranks from one before which no token waits, first in, first out means that the p-th token of the
+    overflow takes the p-th place of the room. No token waits after the rank at which the sum of room is furthest ahead
+    of the sum of overflow. The line starts after that rank.
     """
     total_E, copies_E = tokens_SE.sum(0), replicas_RE.sum(0)
     base_E = total_E // copies_E.clamp(min=1)
@@ -144,5 +131,5 @@ def _flows(tokens_SE: Tensor, replicas_RE: Tensor) -> tuple[Tensor, Tensor, Tens
 
 
 def _overlap(start: Tensor, end: Tensor, other_start: Tensor, other_end: Tensor) -> Tensor:
-    """Lengths that intervals have in common."""
+    """Lengths of the intersections of intervals."""
     return (torch.minimum(end, other_end) - torch.maximum(start, other_start)).clamp(min=0)

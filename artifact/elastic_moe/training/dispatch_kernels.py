@@ -1,4 +1,4 @@
-"""One rank's dispatch plan as one compiled pass over its tokens: what `dispatch.plan` does in torch on a device.
+"""One rank's dispatch plan as one compiled pass over its tokens: `dispatch.plan_dispatch` on a CPU.
 
 Shape legend: as in `dispatch`
 """
@@ -13,9 +13,9 @@ PLANNED, NO_REPLICA, OTHER_CHOICES = range(3)
 
 @njit(cache=True)
 def _flows(tokens_SE, replicas_RE, expert, tokens, due, overflow, room):
-    """For one expert: what each rank has, what its replicas are due, and where overflow and room end on a line.
+    """For one expert: tokens and due share of each rank, and the ends of overflow and room, see `dispatch._flows`.
 
-    Returns whether each token has a replica to go to. See `dispatch._flows`.
+    Returns: whether the expert has a replica or no token
     """
     num_ranks = len(tokens_SE)
     total, copies, before = 0, 0, 0
@@ -48,7 +48,10 @@ def _flows(tokens_SE, replicas_RE, expert, tokens, due, overflow, room):
 
 @njit(cache=True)
 def plan_row(expert_T, replicas_RE, tokens_SE, rank):
-    """Returns: outcome, order_T, place_N, send_counts [R], recv_counts [S], expert_counts [E]."""
+    """The fields of a `dispatch.DispatchPlan` as arrays.
+
+    Returns: outcome, order_T, place_N, send_counts [R], recv_counts [S], expert_counts [E]
+    """
     num_ranks, num_experts = tokens_SE.shape
     sent_RE = np.zeros((num_ranks, num_experts), np.int64)
     received_SE = np.zeros((num_ranks, num_experts), np.int64)

@@ -1,7 +1,7 @@
-"""A GPT of mixtures of experts, of whose experts a process holds some only.
+"""A GPT of mixtures of experts; a process holds all dense weights and some of the experts.
 
-Every weight has a seed of its own, so that any process can make the same one. An expert is one flat tensor, and so
-moves between processes in one piece.
+Every weight has its own seed, so that any process can initialise it alike. An expert is one flat tensor, which can be
+sent in one piece.
 
 Shape legend: B = sequences, T = tokens, D = model dimension, L = layers, E = experts, R = S = ranks,
 N = tokens that a rank receives
@@ -19,13 +19,13 @@ from torch.nn import functional
 
 from artifact.elastic_moe.presets import Preset
 from artifact.elastic_moe.training.collectives import AllToAll, Group
-from artifact.elastic_moe.training.dispatch import plan
+from artifact.elastic_moe.training.dispatch import plan_dispatch
 
 
 class Dispatch(Protocol):
-    """Runs a layer's experts on its tokens, and counts them.
+    """Runs a layer's experts on its tokens, and counts the tokens.
 
-    loads_LE: tokens of each expert that this process has routed since it was last cleared
+    loads_LE: [L, E], tokens that this process has routed to each expert since it was last cleared
     """
 
     loads_LE: Tensor
@@ -33,11 +33,11 @@ class Dispatch(Protocol):
     def __call__(self, x_TD: Tensor, expert_T: Tensor, layer: int, experts: Mapping[int, Tensor]) -> Tensor: ...
 
 
-class AcrossRanks:
-    """Tokens go to ranks that hold a replica of their expert, and come back (Lazarus, algorithm 1).
+class DistributedDispatch:
+    """Sends tokens to ranks that hold a replica of their expert, and returns the outputs (Lazarus, algorithm 1).
 
-    replicas_LRE: copies of each expert on each rank, in each layer
-    at:           called with the name of a point that is passed
+    replicas_LRE: [L, R, E], copies of each expert on each rank
+    at:           called with the name of each point that is passed, see `run.POINTS`
     """
 
     def __init__(self, group: Group, replicas_LRE: Tensor, at: Callable[[str], None] = lambda point: None) -> None:
@@ -47,10 +47,10 @@ class AcrossRanks:
     def __call__(self, x_TD: Tensor, expert_T: Tensor, layer: int, experts: Mapping[int, Tensor]) -> Tensor:
         own_E = torch.bincount(expert_T, minlength=self.loads_LE.shape[1])
         self.loads_LE[layer] += own_E
-        way = plan(expert_T, self.replicas_LRE[layer], self.group.all_gather(own_E), self.group.rank)
+        way = plan_dispatch(expert_T, self.replicas_LRE[layer], self.group.all_gather(own_E), self.group.rank)
         received_ND = AllToAll.apply(x_TD.index_select(0, way.order_T), self.group, way.send_counts, way.recv_counts)
         by_expert_ND = torch.empty_like(received_ND).index_copy(0, way.place_N, received_ND)
-        outputs_ND = _run(by_expert_ND, way.expert_counts, experts)
+        outputs_ND = run_experts(by_expert_ND, way.expert_counts, experts)
         if layer == len(self.replicas_LRE) - 1:
             self.at("forward")
             outputs_ND.register_hook(lambda gradient: self.at("backward"))
@@ -59,22 +59,8 @@ class AcrossRanks:
         return torch.empty_like(returned_TD).index_copy(0, way.order_T, returned_TD)
 
 
-class InOneProcess:
-    """All experts are here: what any number of ranks must equal."""
-
-    def __init__(self, preset: Preset) -> None:
-        self.loads_LE = torch.zeros(preset.num_layers, preset.num_experts, dtype=torch.int64)
-
-    def __call__(self, x_TD: Tensor, expert_T: Tensor, layer: int, experts: Mapping[int, Tensor]) -> Tensor:
-        counts_E = torch.bincount(expert_T, minlength=self.loads_LE.shape[1])
-        self.loads_LE[layer] += counts_E.cpu()
-        order_T = expert_T.argsort(stable=True)
-        outputs_TD = _run(x_TD.index_select(0, order_T), counts_E.tolist(), experts)
-        return torch.empty_like(x_TD).index_copy(0, order_T, outputs_TD)
-
-
-def _run(x_ND: Tensor, counts: Sequence[int], experts: Mapping[int, Tensor]) -> Tensor:
-    """Tokens that stand by expert, each through its own."""
+def run_experts(x_ND: Tensor, counts: Sequence[int], experts: Mapping[int, Tensor]) -> Tensor:
+    """Run each expert on its tokens. x_ND: [N, D], sorted by expert; counts: [E], tokens of each"""
     parts = [_feed_forward(part, experts[e]) for e, part in enumerate(x_ND.split(list(counts))) if len(part)]
     return torch.cat(parts) if parts else x_ND
 
@@ -88,7 +74,7 @@ def _feed_forward(x_ND: Tensor, weights: Tensor) -> Tensor:
 
 
 class Block(nn.Module):
-    """Causal attention and a mixture of experts, top-1, each behind a layer norm. The experts are passed in."""
+    """Causal attention and a mixture of experts, top-1, each after a layer norm. The experts are passed in."""
 
     def __init__(self, preset: Preset, layer: int) -> None:
         super().__init__()
@@ -109,7 +95,7 @@ class Block(nn.Module):
 
 
 class MoeGpt(nn.Module):
-    """All but the experts: those are held beside it."""
+    """The dense part of the model. The experts are held outside and passed in."""
 
     def __init__(self, preset: Preset, seed: int) -> None:
         super().__init__()
@@ -125,20 +111,20 @@ class MoeGpt(nn.Module):
                     parameter.zero_()
 
     def forward(self, tokens_BT: Tensor, experts: Sequence[Mapping[int, Tensor]], dispatch: Dispatch) -> Tensor:
-        """Scores of the next token, [B, T, vocabulary]. experts: [L], those held here by number"""
+        """Scores of the next token, [B, T, vocabulary]. experts: [L], those held here, by number"""
         x_BTD = self.tokens(tokens_BT) + self.positions.weight[: tokens_BT.shape[1]]
         for block, held in zip(self.blocks, experts, strict=True):
             x_BTD = block(x_BTD, held, dispatch)
         return functional.linear(self.last(x_BTD), self.tokens.weight)
 
     def loss_sum(self, sample_BT: Tensor, experts: Sequence[Mapping[int, Tensor]], dispatch: Dispatch) -> Tensor:
-        """Sum over tokens of the negative log-likelihood of the next one, nats. sample_BT has one token more."""
+        """Sum over tokens of the negative log-likelihood of the next token, in nats. sample_BT: [B, T + 1]"""
         scores = self(sample_BT[:, :-1], experts, dispatch)
         return functional.cross_entropy(scores.flatten(0, 1), sample_BT[:, 1:].flatten(), reduction="sum")
 
 
 def new_expert(preset: Preset, seed: int, layer: int, expert: int) -> Tensor:
-    """Weights of an expert at the start, [parameters]: the same wherever they are made."""
+    """[parameters], initial weights of an expert, the same in every process."""
     weights = _normal((preset.expert_parameters,), seed, f"expert {layer} {expert}")
     inner = preset.dim * preset.hidden
     weights[inner : inner + preset.hidden] = 0
@@ -147,7 +133,7 @@ def new_expert(preset: Preset, seed: int, layer: int, expert: int) -> Tensor:
 
 
 def batch(preset: Preset, seed: int, step: int) -> Tensor:
-    """The global batch of a step, [sequences, tokens + 1]: noisy arithmetic progressions, which can be learned."""
+    """[sequences, tokens + 1], the global batch of a step: noisy arithmetic progressions, which can be learned."""
     generator = torch.Generator().manual_seed(_seed(seed, f"batch {step}"))
     shape = (preset.global_batch, preset.sequence_tokens + 1)
     start = torch.randint(0, preset.vocabulary, (shape[0], 1), generator=generator)

@@ -1,12 +1,12 @@
 """A node: an agent that starts a worker, and kills it when the controller says so.
 
-`python -m artifact.elastic_moe.training.node --controller HOST:PORT` is an agent; under torchrun each process that it
-starts is one. When its worker dies it starts another one, which joins as a new node. Nothing is asked of torchrun's own
-rendezvous, so that one torchrun a machine does, each by itself.
+`python -m artifact.elastic_moe.training.node --controller HOST:PORT` runs an agent; under torchrun every process is an
+agent. If its worker dies, it starts another one, which joins as a new node. torchrun's rendezvous is not used, so that
+each machine can run its own torchrun.
 
-`--fork` makes a process that has imported all that a worker needs, and forks agents as its standard input says (`start
-127.0.0.1:4000 3`, `kill 127.0.0.1:4000 3`: node 3 of the controller there): nodes of this machine that are there within
-milliseconds. It ends with its input.
+`--fork` runs a process that imports all that a worker needs, and forks agents by commands on its standard input
+(`start 127.0.0.1:4000 3`, `kill 127.0.0.1:4000 3`: node 3 of that controller), within milliseconds. It ends with its
+input.
 """
 
 from __future__ import annotations
@@ -24,17 +24,17 @@ from contextlib import suppress
 from artifact.elastic_moe.training.wire import CONTROLLER_GONE, Connection, address_of
 
 GRACE_S = 60.0
-"""What a worker gets to leave a checkpoint once the controller is gone."""
+"""Time that a worker has to write a checkpoint after the controller is gone."""
 
 Start = Callable[[tuple[str, int], int], int]
 
 
-def agent(address: tuple[str, int], node: int | None, start: Start, wait_s: float = 30.0) -> int:
-    """Be node `node` (None: the controller's choice) until its worker ends. Returns the worker's exit status
+def run_agent(address: tuple[str, int], node: int | None, start: Start, wait_s: float = 30.0) -> int:
+    """Be node `node` (None: the controller's choice) until its worker ends. Returns: the worker's exit status
 
-    wait_s: how long to wait for a controller that is only starting
+    wait_s: how long to wait for a controller that is still starting
     """
-    with suppress(PermissionError):  # whoever leads a session already is one's own
+    with suppress(PermissionError):  # if this process already leads a session
         os.setsid()
     connection = Connection(address, {"type": "hello", "role": "agent", "node": node}, wait_s=wait_s)
     number = connection.welcome["node"]
@@ -63,21 +63,21 @@ def agent(address: tuple[str, int], node: int | None, start: Start, wait_s: floa
 
 
 def start_process(address: tuple[str, int], node: int) -> int:
-    """A worker as a new process, which imports all anew. Returns its process number"""
+    """Start a worker as a new process, with its own imports. Returns: its process id"""
     command = [sys.executable, "-m", "artifact.elastic_moe.training.node", "--controller", f"{address[0]}:{address[1]}"]
     return subprocess.Popen([*command, "--node", str(node), "--worker"]).pid
 
 
 def fork_worker(address: tuple[str, int], node: int) -> int:
-    """A worker that has imported all already. Returns its process number"""
+    """Start a worker with the imports of this process. Returns: its process id"""
     child = os.fork()
     if not child:
-        _run_and_exit(lambda: work(address, node))
+        _run_and_exit(lambda: run_worker(address, node))
     return child
 
 
-def work(address: tuple[str, int], node: int) -> int:
-    """Be the worker of a node. Returns the exit status"""
+def run_worker(address: tuple[str, int], node: int) -> int:
+    """Be the worker of a node. Returns: the exit status"""
     _die_with_parent()
     from artifact.elastic_moe.training.worker import Worker
 
@@ -85,18 +85,18 @@ def work(address: tuple[str, int], node: int) -> int:
 
 
 def serve_forks() -> None:
-    """Fork agents as standard input says, until it ends."""
+    """Fork agents by the commands on standard input, until it ends."""
     import torch.distributed.checkpoint
 
     from artifact.elastic_moe.training import worker  # noqa: F401
 
-    torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])  # an optimizer imports most of what it needs when made
+    torch.optim.AdamW([torch.nn.Parameter(torch.zeros(1))])  # the first optimizer imports most of what it needs
     nodes: dict[tuple[str, str], int] = {}
     for line in sys.stdin:
         command, controller, node = line.split()
-        for each, child in list(nodes.items()):
+        for name, child in list(nodes.items()):
             if os.waitpid(child, os.WNOHANG)[0]:
-                del nodes[each]
+                del nodes[name]
         if command == "start":
             address, number = address_of(controller), int(node)
             if child := os.fork():
@@ -104,14 +104,14 @@ def serve_forks() -> None:
             else:
                 sys.stdin.close()
                 _die_with_parent()
-                _run_and_exit(lambda: agent(address, number, fork_worker))  # noqa: B023
+                _run_and_exit(lambda: run_agent(address, number, fork_worker))  # noqa: B023
         elif (controller, node) in nodes:
             _kill_group(nodes[controller, node])
     until = time.monotonic() + GRACE_S
     while nodes:
-        for each, child in list(nodes.items()):
+        for name, child in list(nodes.items()):
             if os.waitpid(child, os.WNOHANG)[0]:
-                del nodes[each]
+                del nodes[name]
             elif time.monotonic() > until:
                 _kill_group(child)
         time.sleep(0.01)
@@ -123,7 +123,7 @@ def _kill_group(leader: int) -> None:
 
 
 def _run_and_exit(run: Callable[[], int]) -> None:
-    """In a forked process: run, and end without what the parent would do at its end."""
+    """In a forked process: run, and end without the parent's exit handlers."""
     status = 1
     try:
         status = run()
@@ -138,14 +138,14 @@ def _run_and_exit(run: Callable[[], int]) -> None:
 
 
 def _die_with_parent() -> None:
-    """Linux only: no process is left behind by a node that is killed."""
+    """Linux only: a killed node leaves no process behind."""
     if sys.platform == "linux":
         parent_death_signal = 1
         ctypes.CDLL(None).prctl(parent_death_signal, signal.SIGKILL)
 
 
 def main() -> int:
-    """The command line of the module. Returns the exit status"""
+    """The command line of the module. Returns: the exit status"""
     parser = argparse.ArgumentParser(
         prog="python -m artifact.elastic_moe.training.node", description="A node in training."
     )
@@ -164,14 +164,14 @@ def main() -> int:
     except ValueError as error:
         parser.error(str(error))
     if chosen.worker:
-        return work(address, chosen.node)
-    status = agent(address, chosen.node, start_process)
+        return run_worker(address, chosen.node)
+    status = run_agent(address, chosen.node, start_process)
     for _ in range(chosen.restarts):
         if status in (0, CONTROLLER_GONE):
             break
         try:
-            status = agent(address, None, start_process, wait_s=1)
-        except ConnectionError:  # training has ended meanwhile
+            status = run_agent(address, None, start_process, wait_s=1)
+        except ConnectionError:  # training has ended
             return 0
     return status % 256
 

@@ -1,11 +1,11 @@
-"""What the next generation looks like: its members, what each holds, and who sends what. A function of what is held.
+"""Plans the next generation: its members, the experts that each holds, and the transfers between them.
 
-Lazarus replicates by load and uses every node. DS stands for expert parallelism in groups of nodes that together hold
-each expert once; it uses whole groups only.
+Lazarus replicates by load and uses every node. DS is expert parallelism in groups of nodes that together hold each
+expert once; it uses whole groups only.
 
-All layers have one order of nodes, and a member becomes the same node of the plan in each. With MRO that is as good as
-can be: the layers' groups lie on the same nodes, and together they survive what the worst of them does, so that
-`alignment.align`, which is for other placements, would find nothing better.
+All layers have the same order of nodes, and a member becomes the same node of the plan in all of them. With MRO no
+other orders are better: the layers' groups lie on the same nodes, so that all layers together survive what the worst
+of them survives.
 """
 
 from __future__ import annotations
@@ -14,20 +14,22 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
 from artifact.elastic_moe.placement.allocation import allocate
-from artifact.elastic_moe.placement.methods import Placement, place
-from artifact.elastic_moe.placement.migration import ExpertState, Transfer, assign, transfers
+from artifact.elastic_moe.placement.methods import place
+from artifact.elastic_moe.placement.migration import ExpertKey, Transfer, assign_nodes, transfers
+from artifact.elastic_moe.placement.placements import Placement
 from artifact.elastic_moe.presets import Preset
 
-SYSTEMS = ("lazarus", "ds", "ds-ft")
+TRAINED_SYSTEMS = ("lazarus", "ds", "ds-ft")
+"""Systems that `train` runs on processes: Lazarus, and DeepSpeed without and with recovery in place."""
 
 
 class TooFewNodes(ValueError):
-    """The nodes that are there do not hold every expert once."""
+    """The present nodes have too few slots to hold every expert."""
 
 
 @dataclass(frozen=True)
 class Generation:
-    """members: nodes in the order of their ranks; idle: nodes that are not used; transfers: between ranks"""
+    """A planned generation. members: nodes by rank; idle: nodes that are not used; transfers: between ranks"""
 
     members: list[int]
     idle: list[int]
@@ -42,7 +44,7 @@ class Generation:
 def next_generation(
     system: str,
     preset: Preset,
-    held: Mapping[int, Collection[ExpertState]],
+    held: Mapping[int, Collection[ExpertKey]],
     loads: Sequence[Sequence[int]],
     *,
     method: str = "mro",
@@ -50,9 +52,9 @@ def next_generation(
 ) -> Generation:
     """The next generation of these nodes.
 
-    held:     by node, the experts that it holds; none for a node that joins
-    loads:    [layers][experts], tokens of late
-    restored: every state comes from the start or a checkpoint, and none is sent
+    held:     by node, the experts that it holds; empty for a node that joins
+    loads:    [layers][experts], recent tokens
+    restored: states are initial or from a checkpoint, so that none is sent
     Raises: Unrecoverable if no node holds an expert; TooFewNodes
     """
     nodes, slots = sorted(held), preset.slots
@@ -68,7 +70,7 @@ def next_generation(
     moves: list[Transfer] = []
     if not restored:
         holdings = [set(held[node]) for node in members]
-        order = assign(holdings, placements)
+        order = assign_nodes(holdings, placements)
         moves = transfers(holdings, placements, order, preset.expert_bytes)
         placements = [
             Placement(tuple(placement.nodes[node] for node in order), placement.num_experts) for placement in placements
@@ -76,8 +78,8 @@ def next_generation(
     return Generation(members, sorted(held.keys() - set(members)), placements, moves)
 
 
-def _whole_groups(nodes: Sequence[int], held: Mapping[int, Collection[ExpertState]], group_nodes: int) -> list[int]:
-    """As many nodes as make whole groups: left out are nodes whose experts others hold, first those that hold none."""
+def _whole_groups(nodes: Sequence[int], held: Mapping[int, Collection[ExpertKey]], group_nodes: int) -> list[int]:
+    """The nodes that form whole groups. Nodes whose experts others hold are left out, first those that hold none."""
     kept = list(nodes)
     for node in sorted(nodes, key=lambda node: (bool(held[node]), -node)):
         others = set().union(*(held[other] for other in kept if other != node))

@@ -1,4 +1,4 @@
-"""Elastic training from one call: a controller here, and nodes that are processes of this machine or come to it."""
+"""Elastic training in one call: a controller in this process, and nodes started here or elsewhere."""
 
 from __future__ import annotations
 
@@ -13,44 +13,23 @@ from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from artifact.elastic_moe.failures import Trace
+from artifact.elastic_moe.failures import FailureTrace
 from artifact.elastic_moe.presets import PRESETS
 from artifact.elastic_moe.training import checkpoint
-from artifact.elastic_moe.training.controller import Controller, Journal, Settings
-from artifact.elastic_moe.training.planning import SYSTEMS
+from artifact.elastic_moe.training.controller import Controller, TrainingSettings
+from artifact.elastic_moe.training.journal import TrainingResult
+from artifact.elastic_moe.training.planning import TRAINED_SYSTEMS
 from artifact.elastic_moe.training.wire import Message
 
 POINTS = ("forward", "backward", "allreduce", "vote", "apply", "migration", "checkpoint")
-"""Where a node can be made to fail: between a layer's two all-to-alls; half through the backward pass; between the
-all-reduces of the dense and the experts' gradients; half through its vote; between vote and optimizer step; before
-experts move, and before a checkpoint is written. It fails there for the first time from the step on: at the step itself
-if it takes part in it and gets there, and where experts move or a checkpoint is written at that step."""
-
-
-@dataclass
-class Result:
-    """What a training run went through; times in seconds.
-
-    seconds: from the first generation on, until training ended
-    ended: "finished", or why it ended before its last step
-    """
-
-    losses: list[float]
-    members: list[list[int]]
-    failures: list[Message]
-    lost_steps: int
-    restarts: int
-    tokens_per_second: float
-    seconds: float
-    ended: str
-    events: list[Message]
-    step_seconds: list[tuple[int, int, float]]  # step, members, seconds
-    held: dict[int, Message]  # of each node, bytes held after the first step of its last generation
+"""Points of a step at which a node can be made to fail: between a layer's two all-to-alls; halfway through the backward
+pass; between the all-reduces of the dense and the experts' gradients; halfway through its vote; between vote and
+optimizer step; before experts are sent; before a checkpoint is written. The node fails when it first passes the point
+at or after the given step."""
 
 
 def train(
@@ -62,22 +41,23 @@ def train(
     kills: Sequence[tuple[int, int, str]] = (),
     stops: Sequence[tuple[int, int, str]] = (),
     joins: Sequence[int] = (),
-    trace: Trace | None = None,
+    trace: FailureTrace | None = None,
     folder: Path | None = None,
     listen: tuple[str, int] | None = None,
-    forks: Forks | None = None,
+    forks: ForkLauncher | None = None,
     progress: Callable[[Message], None] = lambda message: None,
     **options: Any,
-) -> Result:
-    """Train a preset on `nodes` processes for so many steps.
+) -> TrainingResult:
+    """Train a preset on `nodes` processes for `steps` steps, through failures and joins.
 
     kills, stops: (node, step, point): the node is killed (SIGKILL) or stopped (SIGSTOP) at that point of that step
-    joins:        steps at which one more node is started; it is numbered after all before it
-    trace:        more failures and joins, a minute of it being a step
-    folder:       of checkpoints, kept; without it they go when the run ends
-    listen:       address to wait at for nodes from elsewhere (see `node`); none is started here
-    forks:        what starts the nodes; the same one for several runs saves their start
-    options:      fields of `Settings`
+    joins:        steps at which one more node is started; it gets the next free number
+    trace:        more failures and joins; a minute of the trace is a step
+    folder:       keeps the checkpoints; without it they are deleted at the end
+    listen:       (host, port) at which to wait for nodes from elsewhere (see `node`); no node is started here
+    forks:        starts the nodes; sharing one between runs saves its start-up
+    progress:     called with each event and each step
+    options:      fields of `TrainingSettings`
     Raises: ValueError for an unknown preset, system or point, numbers out of range, a node that fails twice or before
             it joins, an address that cannot be listened at, and folders as `checkpoint.prepare`
     """
@@ -85,13 +65,13 @@ def train(
     if trace is not None:
         asked = {node for node, _, _ in (*kills, *stops)}
         traced, joins = _replayed(trace, nodes, steps, joins)
-        kills = [*kills, *(each for each in traced if each[0] not in asked)]
+        kills = [*kills, *(kill for kill in traced if kill[0] not in asked)]
     _check(nodes, steps, preset, system, [*kills, *stops], joins)
-    faults = [(*each, "kill") for each in kills] + [(*each, "stop") for each in stops]
+    faults = [(*fault, "kill") for fault in kills] + [(*fault, "stop") for fault in stops]
     with ExitStack() as stack:
         if folder is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="checkpoints-")))
-        settings = Settings(
+        settings = TrainingSettings(
             PRESETS[preset],
             system,
             nodes,
@@ -101,17 +81,17 @@ def train(
             joins=tuple(joins),
             **options,
         )
-        checkpoint.prepare(folder, {"preset": preset, "seed": settings.seed}, steps, resume=settings.resume)
+        checkpoint.prepare_folder(folder, {"preset": preset, "seed": settings.seed}, steps, resume=settings.resume)
         if listen is None and forks is None:
-            forks = stack.enter_context(Forks())
+            forks = stack.enter_context(ForkLauncher())
         return _in_a_thread(_run(settings, listen, forks, progress))
 
 
-def _in_a_thread(run: Coroutine[Any, Any, Result]) -> Result:
-    """Run to the end, also where this thread has an event loop, as in a notebook. An interrupt ends the run."""
+def _in_a_thread(run: Coroutine[Any, Any, TrainingResult]) -> TrainingResult:
+    """Run to the end even if this thread has an event loop, as in a notebook. An interrupt ends the run."""
     started: Future[tuple[asyncio.AbstractEventLoop, asyncio.Task[Any]]] = Future()
 
-    async def noted() -> Result:
+    async def noted() -> TrainingResult:
         task = asyncio.current_task()
         assert task is not None
         started.set_result((asyncio.get_running_loop(), task))
@@ -129,8 +109,11 @@ def _in_a_thread(run: Coroutine[Any, Any, Result]) -> Result:
 
 
 async def _run(
-    settings: Settings, listen: tuple[str, int] | None, forks: Forks | None, progress: Callable[[Message], None]
-) -> Result:
+    settings: TrainingSettings,
+    listen: tuple[str, int] | None,
+    forks: ForkLauncher | None,
+    progress: Callable[[Message], None],
+) -> TrainingResult:
     from torch import distributed
 
     host, port = listen or ("127.0.0.1", 0)
@@ -142,7 +125,7 @@ async def _run(
     store = distributed.TCPStore(
         host, 0, is_master=True, wait_for_workers=False, timeout=timedelta(seconds=settings.timeout_s)
     )
-    launcher = Elsewhere() if forks is None else forks
+    launcher = RemoteLauncher() if forks is None else forks
     controller = Controller(settings, store.port, launcher, progress)
     server = await asyncio.start_server(controller.serve, host, port)
     launcher.open(server.sockets[0].getsockname())
@@ -157,29 +140,11 @@ async def _run(
         await controller.closed()
     finally:
         server.close()
-    return _result(controller.journal, settings, ended)
+    return controller.journal.result(settings.preset.step_tokens, ended)
 
 
-def _result(journal: Journal, settings: Settings, ended: str) -> Result:
-    began = next((event["at_s"] for event in journal.events if event["event"] == "generation"), 0.0)
-    seconds = journal.ended_s - began
-    return Result(
-        losses=[journal.losses[step] for step in sorted(journal.losses)],
-        members=[journal.members[step] for step in sorted(journal.members)],
-        failures=journal.failures,
-        lost_steps=journal.lost_steps,
-        restarts=journal.restarts,
-        tokens_per_second=len(journal.losses) * settings.preset.step_tokens / seconds if seconds > 0 else 0.0,
-        seconds=seconds,
-        ended=ended,
-        events=journal.events,
-        step_seconds=journal.step_seconds,
-        held=journal.held,
-    )
-
-
-class Forks:
-    """Starts nodes of this machine, forked from one process that has imported what they need. For one run at a time."""
+class ForkLauncher:
+    """Starts nodes on this machine by forking one process with all imports done. Serves one run at a time."""
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
@@ -191,11 +156,11 @@ class Forks:
             env={**os.environ, "OMP_NUM_THREADS": "1"},
         )
 
-    def __enter__(self) -> Forks:
+    def __enter__(self) -> ForkLauncher:
         return self
 
     def __exit__(self, *raised: object) -> None:
-        """Wait for the nodes' ends: they have been told, or see that their controller is gone."""
+        """Wait until the nodes have ended: the controller ended them, or they find it gone."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         self._process.wait()
@@ -218,31 +183,31 @@ class Forks:
             raise RuntimeError(f"the process that starts nodes has ended with status {self._process.wait()}") from None
 
 
-class Elsewhere:
-    """Nodes that are started by others, and come."""
+class RemoteLauncher:
+    """Waits for nodes that are started elsewhere."""
 
     def open(self, address: tuple[str, int]) -> None:
         print(f"waiting for nodes at {socket.gethostname()}, port {address[1]}", file=sys.stderr, flush=True)
 
     def start(self, node: int) -> None:
-        """Nothing: it comes by itself."""
+        """Nothing: the node connects by itself."""
 
     def kill(self, node: int) -> None:
-        """Nothing: its agent does, if it can."""
+        """Nothing: the node's agent kills it."""
 
 
 def _replayed(
-    trace: Trace, nodes: int, steps: int, others: Sequence[int]
+    trace: FailureTrace, nodes: int, steps: int, others: Sequence[int]
 ) -> tuple[list[tuple[int, int, str]], list[int]]:
-    """Kills and joins of a trace, a minute a step, from the first minute at which it has so many nodes.
+    """Kills and joins of a trace, a minute per step, from the first minute at which it has `nodes` nodes.
 
-    others: steps of joins beside it, in order; they are among the joins returned, and counted in the numbers of nodes
+    others: steps of further joins, ascending; the returned joins and the node numbers include them
     """
     starts = [0.0, *(event.time_s for event in trace.events)]
     start = next((time_s for time_s in starts if len(trace.nodes_at(time_s)) >= nodes), None)
     if start is None:
         raise ValueError(f"a trace must have {nodes} nodes at some time, {trace.name} never has")
-    number = {node: place for place, node in enumerate(trace.nodes_at(start)[:nodes])}
+    number = {node: rank for rank, node in enumerate(trace.nodes_at(start)[:nodes])}
     unused = set(trace.nodes_at(start)[nodes:])
     kills: list[tuple[int, int, str]] = []
     joins = list(others)
@@ -264,7 +229,7 @@ def _replayed(
 def _check(
     nodes: int, steps: int, preset: str, system: str, faults: Sequence[tuple[int, int, str]], joins: Sequence[int]
 ) -> None:
-    for name, value, known in (("preset", preset, sorted(PRESETS)), ("system", system, SYSTEMS)):
+    for name, value, known in (("preset", preset, sorted(PRESETS)), ("system", system, TRAINED_SYSTEMS)):
         if value not in known:
             raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
     shape = PRESETS[preset]

@@ -11,21 +11,20 @@ from itertools import pairwise
 import torch
 from torch import Tensor, nn
 
-from artifact.elastic_moe.placement.migration import ExpertState
+from artifact.elastic_moe.placement.migration import ExpertKey
 from artifact.elastic_moe.training.collectives import Group
 
 
 class Synchroniser:
-    """Of one generation. held: [layers][R], the experts that each rank holds
+    """Sums gradients in one generation. held: [layers][R], the experts that each rank holds
 
-    Each holder of an expert adds up one piece of the expert's gradient, in the order of ranks, and sends the sum to the
-    others: an all-reduce of every expert among its own holders, for all experts at once in two exchanges, without a
-    group for each.
+    Each holder of an expert sums one piece of the expert's gradient, in the order of ranks, and sends the sum to the
+    other holders: an all-reduce of every expert among its holders, for all experts in two exchanges and one group.
     """
 
     def __init__(self, group: Group, held: Sequence[Sequence[Collection[int]]]) -> None:
         self.group = group
-        self._holders: dict[ExpertState, list[int]] = {}
+        self._holders: dict[ExpertKey, list[int]] = {}
         for layer, ranks in enumerate(held):
             for expert in sorted(set().union(*ranks)):
                 holders = [rank for rank, experts in enumerate(ranks) if expert in experts]
@@ -33,17 +32,17 @@ class Synchroniser:
                     self._holders[layer, expert] = holders
 
     def dense(self, parameters: Sequence[nn.Parameter], numbers: Tensor) -> Tensor:
-        """Sum gradients of weights that all ranks hold, in place. Returns the sum of `numbers`, which go along."""
-        gradients = [_gradient(each).reshape(-1) for each in parameters]
+        """Sum the gradients of weights that all ranks hold, in place. Returns: the sum of `numbers` over the ranks"""
+        gradients = [_gradient(parameter).reshape(-1) for parameter in parameters]
         flat = torch.cat([*gradients, numbers])
         self.group.all_reduce(flat)
-        *summed, total = flat.split([each.numel() for each in (*gradients, numbers)])
+        *summed, total = flat.split([part.numel() for part in (*gradients, numbers)])
         for parameter, gradient in zip(parameters, summed, strict=True):
             parameter.grad = gradient.view_as(parameter)
         return total
 
-    def experts(self, parameters: Mapping[ExpertState, nn.Parameter]) -> None:
-        """Sum each expert's gradient over its holders, in place: the same bits on each."""
+    def experts(self, parameters: Mapping[ExpertKey, nn.Parameter]) -> None:
+        """Sum each expert's gradient over its holders, in place, bit for bit the same on all of them."""
         for parameter in parameters.values():
             parameter.grad = _gradient(parameter)
         rank = self.group.rank

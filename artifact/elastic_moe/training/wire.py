@@ -1,4 +1,4 @@
-"""Messages between the controller and its nodes: a JSON object a line over TCP."""
+"""Messages between the controller and its nodes: one JSON object per line over TCP."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 Message = dict[str, Any]
 
 BEATS = 6
-"""Signs of life that a process gives within the heartbeat time."""
+"""Heartbeats that a process sends within the heartbeat time."""
 
 
 CONTROLLER_GONE = 3
@@ -22,7 +22,7 @@ CONTROLLER_GONE = 3
 
 
 def address_of(text: str) -> tuple[str, int]:
-    """HOST:PORT in two. Raises: ValueError for any other text, or a port above 65535"""
+    """(host, port) of HOST:PORT. Raises: ValueError for any other text, or a port above 65535"""
     host, _, port = text.rpartition(":")
     if not host or not port.isdecimal() or int(port) > 65535:
         raise ValueError(f"an address must be HOST:PORT with a port up to 65535, got {text!r}")
@@ -30,12 +30,12 @@ def address_of(text: str) -> tuple[str, int]:
 
 
 def pack(message: Message) -> bytes:
-    """One line."""
+    """The line of a message."""
     return json.dumps(message, separators=(",", ":")).encode() + b"\n"
 
 
 class Connection:
-    """A node's end. One thread reads and another beats, whatever the process is busy with.
+    """A node's end of the connection. One thread reads and another sends heartbeats while the process works.
 
     welcome:    the controller's answer to `hello`
     inbox:      messages to work on, in order; None once the controller is gone
@@ -67,17 +67,17 @@ class Connection:
         self.host: str = self._socket.getsockname()[0]
 
     def start(self) -> None:
-        """Begin to read and to beat."""
+        """Begin to read and to send heartbeats."""
         threading.Thread(target=self._read, daemon=True).start()
         threading.Thread(target=self._beat, args=(self.welcome["heartbeat_s"],), daemon=True).start()
 
     def send(self, message: Message) -> None:
-        """Does nothing once the controller is gone: `inbox` and `lost` tell."""
+        """Send a message. Does nothing once the controller is gone, which `inbox` and `lost` show."""
         with self._lock, suppress(OSError):
             self._socket.sendall(pack(message))
 
     def close(self) -> None:
-        """The controller sees that this end is gone."""
+        """Close the connection; the controller then finds this node gone."""
         with suppress(OSError):
             self._socket.shutdown(socket.SHUT_RDWR)
 
@@ -101,7 +101,7 @@ class Connection:
 
 
 def _connect(address: tuple[str, int], wait_s: float) -> socket.socket:
-    """Connect, also to a controller that is only starting. Raises: ConnectionError after `wait_s`"""
+    """Connect, also to a controller that is still starting. Raises: ConnectionError after `wait_s`"""
     until = time.monotonic() + wait_s
     while True:
         try:
@@ -110,6 +110,6 @@ def _connect(address: tuple[str, int], wait_s: float) -> socket.socket:
             return connection
         except OSError as error:
             if time.monotonic() > until:
-                told = f"no controller answers at {address[0]}:{address[1]}"
-                raise ConnectionError(f"{told} within {wait_s:g} s: {error}") from None
+                place = f"{address[0]}:{address[1]}"
+                raise ConnectionError(f"no controller answers at {place} within {wait_s:g} s: {error}") from None
             time.sleep(0.1)

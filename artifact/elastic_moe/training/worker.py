@@ -1,15 +1,15 @@
-"""A node's part in training: one process that holds some experts, and goes on in another group when a node is lost.
+"""A worker: the process of a node that holds some experts, and continues in another group when a node is lost.
 
-A step is made in two phases. First all gradients are summed; a rank that has them all is prepared. Then the ranks vote,
-and a rank that has heard from every other one applies the step. So if any rank has applied it, every other one is
-prepared: when a rank dies in the vote, the survivors that are only prepared apply the step too, and none has to take it
-back. If a survivor is not prepared, none has applied it, and all run the step again. The controller decides, as it
-hears from all.
+A step has two phases. First all gradients are summed; a rank that has all sums is prepared. Then the ranks vote, and a
+rank that has the votes of all others applies the step. So if any rank has applied it, all others are prepared: if a
+rank dies in the vote, the survivors that are only prepared apply the step too, and no rank has to undo it. If a
+survivor is not prepared, no rank has applied the step, and all run it again. The controller decides, as all report to
+it.
 
-Nothing is given up for a new plan until every member of the next generation has what it needs.
+No state is dropped for a new plan until every member of the next generation has the state that it needs.
 
-When the controller is gone, the ranks write a checkpoint of their last step together and end. Should it go while they
-form a group they have none to write it over: they end, and the last checkpoint stands.
+If the controller is gone, the ranks together write a checkpoint of their last step and end. If it goes while they form
+a group, they cannot write one: they end, and the last checkpoint remains.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ from typing import Any
 import torch
 from torch import Tensor, distributed
 
-from artifact.elastic_moe.placement.methods import Placement
-from artifact.elastic_moe.placement.migration import ExpertState, holdings_of
+from artifact.elastic_moe.placement.migration import ExpertKey, holdings_of
+from artifact.elastic_moe.placement.placements import Placement
 from artifact.elastic_moe.presets import PRESETS
 from artifact.elastic_moe.training import checkpoint
 from artifact.elastic_moe.training.collectives import Group
-from artifact.elastic_moe.training.model import AcrossRanks, batch
-from artifact.elastic_moe.training.state import State
+from artifact.elastic_moe.training.model import DistributedDispatch, batch
+from artifact.elastic_moe.training.shard import ModelShard
 from artifact.elastic_moe.training.synchronise import Synchroniser
 from artifact.elastic_moe.training.wire import CONTROLLER_GONE, Connection, Message
 
@@ -54,7 +54,7 @@ class Worker:
         self.store = distributed.TCPStore(
             address[0], job["store_port"], is_master=False, wait_for_workers=False, timeout=timedelta(seconds=30)
         )
-        self.state: State | None = None
+        self.state: ModelShard | None = None
         self.group: Group | None = None
         self._report: Message | None = None  # of the last step that this process was prepared for
         self._prepared = False
@@ -63,7 +63,7 @@ class Worker:
         self._faults: list[tuple[int, str, str]] = [tuple(fault) for fault in job["faults"]]
 
     def run(self) -> int:
-        """Work until the controller says that training has ended. Returns the exit status"""
+        """Work until the controller ends training. Returns: the exit status"""
         self.connection.start()
         while (message := self.connection.inbox.get()) is not None:
             kind = message["type"]
@@ -81,12 +81,12 @@ class Worker:
             except (RuntimeError, ConnectionError) as error:
                 if self.group is not None:
                     self.group.break_off()
-                told = str(error).partition("\n")[0][:300]
-                self.connection.send({"type": "failed", "error": told, "attempt": message["attempt"]})
+                reason = str(error).partition("\n")[0][:300]
+                self.connection.send({"type": "failed", "error": reason, "attempt": message["attempt"]})
         return CONTROLLER_GONE
 
     def _hear(self, message: Message) -> None:
-        """In the reading thread: let nobody wait in a collective of a generation that is over."""
+        """In the reading thread: end the collectives of a generation that is over."""
         if message["type"] == "pause":
             self._pause.set()
         if message["type"] == "stop":
@@ -107,21 +107,21 @@ class Worker:
     # A new generation
 
     def _adopt(self, plan: Message) -> None:
-        """Agree on the last step, form the group, bring experts here, and say so."""
+        """Apply the last step if others have, form the group, fetch experts, and report ready."""
         members, experts = plan["members"], self.preset.num_experts
         placements = [Placement(tuple(map(tuple, ranks)), experts) for ranks in plan["placements"]]
         rank = members.index(self.node)
         (wanted,) = holdings_of(placements, [rank])
         if plan["source"] != "nodes":
-            self.state = State(self.preset, self.job["seed"], wanted, self.device)
+            self.state = ModelShard(self.preset, self.job["seed"], wanted, self.device)
             self._prepared, self._report = False, None
             if plan["source"] == "checkpoint":
-                named = {name: torch.empty_like(each) for name, each in self.state.named(wanted, dense=True).items()}
-                checkpoint.read(self.folder, plan["step"], named)
+                named = {name: torch.empty_like(part) for name, part in self.state.named(wanted, dense=True).items()}
+                checkpoint.read_checkpoint(self.folder, plan["step"], named)
                 self.state.restore(named, plan["step"])
         joins = self.state is None
         if self.state is None:
-            self.state = State(self.preset, self.job["seed"], (), self.device)
+            self.state = ModelShard(self.preset, self.job["seed"], (), self.device)
             self.state.applied = plan["step"]
         if self.state.applied < plan["step"]:
             assert self._prepared, "a step that another rank has applied is one that all are prepared for"
@@ -140,7 +140,7 @@ class Worker:
         self.connection.send({"type": "ready", "attempt": plan["attempt"]})
 
     def _form_group(self, attempt: int, rank: int, size: int) -> Group:
-        """In a thread of its own: where a peer dies meanwhile, it waits for it until the timeout."""
+        """In a separate thread, as forming a group waits until the timeout for a peer that dies meanwhile."""
         formed: list[Group] = []
         errors: list[Exception] = []
 
@@ -168,11 +168,11 @@ class Worker:
             raise ConnectionError("stopped while the group was formed")
 
     def _migrate(self, plan: Message, rank: int) -> None:
-        """Experts with their optimizer states, and all else to a node that joins, in one exchange."""
+        """Exchange the planned experts with their optimizer states, and send the dense state to nodes that join."""
         state, group = self._live()
         self._at("migration", plan["step"])
         send: list[list[Tensor]] = [[torch.empty(0, device=self.device)] for _ in range(group.size)]
-        expected: list[list[ExpertState]] = [[] for _ in range(group.size)]
+        expected: list[list[ExpertKey]] = [[] for _ in range(group.size)]
         for source, target in plan["joining"]:
             if source == rank:
                 send[target].append(state.pack_dense())
@@ -196,14 +196,14 @@ class Worker:
     # Training
 
     def _train(self, attempt: int) -> None:
-        """Steps until the ranks agree to halt. A node that is not in the plan gives up what it holds."""
+        """Train until the ranks agree to halt. A node that is not in the plan drops its state."""
         if self._adopted != attempt:
             self.state = None
             return
         state, group = self._live()
         state.keep(self._wanted)
         replicas_LRE = torch.stack([torch.from_numpy(layer.counts_NE) for layer in self._placements])
-        self._dispatch = AcrossRanks(group, replicas_LRE.to(self.device), self._at)
+        self._dispatch = DistributedDispatch(group, replicas_LRE.to(self.device), self._at)
         self._synchroniser = Synchroniser(group, [layer.nodes for layer in self._placements])
         first_LE = replicas_LRE.ne(0).long().argmax(1)
         self._written = [key for key in state.experts if first_LE[key] == group.rank]
@@ -224,7 +224,7 @@ class Worker:
         self.connection.send({"type": "halted", "reason": reason, "attempt": attempt})
 
     def _step(self) -> str:
-        """One step of the global batch. Returns why to halt after it, the same on every rank, or nothing."""
+        """One step of the global batch. Returns: why to halt after it, the same on every rank, or an empty string"""
         state, group = self._live()
         start, step, dispatch = time.perf_counter(), state.applied, self._dispatch
         state.clear_gradients()
@@ -233,8 +233,8 @@ class Worker:
         dispatch.loads_LE.zero_()
         loss = state.model.loss_sum(mine_BT, state.layers, dispatch) / sample_BT[:, 1:].numel()
         loss.backward()
-        told = [loss.item(), float(self._pause.is_set()), float(self.connection.lost.is_set())]
-        numbers = torch.cat([torch.tensor(told), dispatch.loads_LE.cpu().flatten().float()]).to(self.device)
+        own = [loss.item(), float(self._pause.is_set()), float(self.connection.lost.is_set())]
+        numbers = torch.cat([torch.tensor(own), dispatch.loads_LE.cpu().flatten().float()]).to(self.device)
         numbers = self._synchroniser.dense(list(state.model.parameters()), numbers).cpu()
         self._at("allreduce")
         self._synchroniser.experts(state.experts)
@@ -268,28 +268,28 @@ class Worker:
         self.connection.send(saved)
 
     def _end_alone(self) -> None:
-        """The controller is gone, as far as some rank can tell: leave a checkpoint of this step."""
+        """Some rank has lost the controller: write a checkpoint of this step."""
         state, group = self._live()
         self._write_checkpoint()
         group.vote()  # every part is there
         if group.rank == 0 and self.connection.lost.is_set():
             checkpoint.publish(self.folder, state.applied)
 
-    def _live(self) -> tuple[State, Group]:
+    def _live(self) -> tuple[ModelShard, Group]:
         if self.state is None or self.group is None:
             raise RuntimeError("a worker has state and a group from its first plan on")
         return self.state, self.group
 
-    # Faults that are asked for
+    # Injected faults
 
     def _at(self, point: str, step: int | None = None) -> None:
-        """Die or stop, with the whole node, where that is asked for here."""
+        """Kill or stop the whole node if a fault is set for this point."""
         for when, where, kind in self._faults:
             now = self._live()[0].applied if step is None else step
-            # Not at that step only: none migrates at every step, nor does a node that joins take part from its step on.
+            # Also at later steps: not every step migrates, and a node that joins may miss the fault's step.
             if where == point and now >= when:
                 if point == "vote":
-                    self._live()[1].vote(told=(self._live()[1].size - 1) // 2)
+                    self._live()[1].vote(only=(self._live()[1].size - 1) // 2)
                     time.sleep(0.05)
                 self.connection.send({"type": "fault", "kind": kind, "point": point, "at": time.time()})
                 time.sleep(0.01)

@@ -1,6 +1,6 @@
-"""What one process holds of a model in training: all weights but the experts', some experts, and optimizer states.
+"""The part of a model that one process holds in training: the dense weights, some experts, and optimizer states.
 
-A weight and its optimizer state travel as one flat fp32 tensor of three times its size: weight and both moments.
+A weight is sent together with its optimizer state, as one flat fp32 tensor: the weight and both moments.
 """
 
 from __future__ import annotations
@@ -11,20 +11,20 @@ from itertools import chain
 import torch
 from torch import Tensor, nn
 
-from artifact.elastic_moe.placement.migration import ExpertState
+from artifact.elastic_moe.placement.migration import ExpertKey
 from artifact.elastic_moe.presets import Preset
-from artifact.elastic_moe.training.model import InOneProcess, MoeGpt, batch, new_expert
+from artifact.elastic_moe.training.model import MoeGpt, new_expert
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
-class State:
-    """A model before its first step, with the experts in `held`.
+class ModelShard:
+    """The dense weights, the experts in `held`, and their optimizer.
 
-    applied: steps that are in the weights
+    applied: number of steps applied to the weights
     """
 
-    def __init__(self, preset: Preset, seed: int, held: Iterable[ExpertState], device: torch.device) -> None:
+    def __init__(self, preset: Preset, seed: int, held: Iterable[ExpertKey], device: torch.device) -> None:
         self.preset, self.device, self.applied = preset, device, 0
         self.model = MoeGpt(preset, seed).to(device)
         self.experts = {key: nn.Parameter(new_expert(preset, seed, *key).to(device)) for key in sorted(held)}
@@ -32,19 +32,19 @@ class State:
 
     @property
     def parameters(self) -> list[nn.Parameter]:
-        """All that is held: first what every process holds, in one order."""
+        """All weights held: first the dense ones, in the same order in every process."""
         return [*self.model.parameters(), *self.experts.values()]
 
     @property
     def layers(self) -> list[dict[int, nn.Parameter]]:
-        """[layers], the experts held by number."""
+        """[L], the experts held in each layer, by number."""
         layers: list[dict[int, nn.Parameter]] = [{} for _ in range(self.preset.num_layers)]
         for (layer, expert), parameter in self.experts.items():
             layers[layer][expert] = parameter
         return layers
 
     def apply(self) -> None:
-        """Make the step for which every weight has its gradient."""
+        """Apply one optimizer step; every weight has its gradient."""
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self.applied += 1
@@ -52,37 +52,38 @@ class State:
     def clear_gradients(self) -> None:
         self._optimizer.zero_grad(set_to_none=True)
 
-    def keep(self, wanted: Collection[ExpertState]) -> None:
-        """Give up all other experts. Raises: KeyError if one is not held"""
+    def keep(self, wanted: Collection[ExpertKey]) -> None:
+        """Drop all other experts. Raises: KeyError if one is not held"""
         self.experts = {key: self.experts[key] for key in sorted(wanted)}
         self._optimizer = self._new_optimizer(self._optimizer)
 
     def pack_dense(self) -> Tensor:
-        """All that every process holds."""
+        """The dense weights and their optimizer states, as one tensor."""
         return torch.cat([self._pack(parameter) for parameter in self.model.parameters()])
 
-    def pack_expert(self, key: ExpertState) -> Tensor:
+    def pack_expert(self, key: ExpertKey) -> Tensor:
         return self._pack(self.experts[key])
 
     def unpack_dense(self, packed: Tensor) -> None:
         parameters = list(self.model.parameters())
-        for parameter, part in zip(parameters, packed.split([3 * each.numel() for each in parameters]), strict=True):
+        sizes = [3 * parameter.numel() for parameter in parameters]
+        for parameter, part in zip(parameters, packed.split(sizes), strict=True):
             self._unpack(parameter, part)
 
-    def unpack_expert(self, key: ExpertState, packed: Tensor) -> None:
-        """Hold an expert from here on."""
+    def unpack_expert(self, key: ExpertKey, packed: Tensor) -> None:
+        """Add an expert."""
         self.experts[key] = nn.Parameter(torch.empty(self.preset.expert_parameters, device=self.device))
         self._unpack(self.experts[key], packed)
 
-    def named(self, keys: Collection[ExpertState], *, dense: bool) -> dict[str, Tensor]:
-        """Packed tensors of some experts, and of the rest if `dense`, by name: what a checkpoint consists of."""
+    def named(self, keys: Collection[ExpertKey], *, dense: bool) -> dict[str, Tensor]:
+        """Packed tensors of these experts, and of the dense weights if `dense`, by their names in a checkpoint."""
         named = {_name(key): self._pack(self.experts[key]).cpu() for key in keys}
         for name, parameter in self.model.named_parameters() if dense else ():
             named[name] = self._pack(parameter).cpu()
         return named
 
     def restore(self, named: Mapping[str, Tensor], applied: int) -> None:
-        """Take over all that is held from tensors by name, as they are after `applied` steps."""
+        """Set all that is held from the named tensors of a checkpoint after `applied` steps."""
         self.applied = applied
         for key in self.experts:
             self._unpack(self.experts[key], named[_name(key)])
@@ -95,7 +96,7 @@ class State:
         return 3 * sum(parameter.numel() for parameter in self.model.parameters())
 
     def bytes_held(self) -> dict[str, int]:
-        """Of weights and optimizer states, of the experts and of the rest, as allocated."""
+        """Allocated bytes of weights and optimizer states, of the experts and of the dense part."""
         return {
             "expert_bytes": self._bytes(self.experts.values()),
             "dense_bytes": self._bytes(self.model.parameters()),
@@ -131,20 +132,5 @@ class State:
         return new
 
 
-def _name(key: ExpertState) -> str:
+def _name(key: ExpertKey) -> str:
     return f"layers.{key[0]}.experts.{key[1]}"
-
-
-def losses_in_one_process(preset: Preset, seed: int, steps: int) -> list[float]:
-    """Losses of the same training without any other process: what elastic training must equal, step by step."""
-    every = [(layer, expert) for layer in range(preset.num_layers) for expert in range(preset.num_experts)]
-    state, dispatch, losses = State(preset, seed, every, torch.device("cpu")), InOneProcess(preset), []
-    for step in range(steps):
-        sample_BT = batch(preset, seed, step)
-        loss = state.model.loss_sum(sample_BT, state.layers, dispatch) / sample_BT[:, 1:].numel()
-        loss.backward()
-        for parameter in state.parameters:  # an expert without tokens takes its step too
-            parameter.grad = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        state.apply()
-        losses.append(loss.item())
-    return losses

@@ -1,0 +1,120 @@
+"""What several figures of Lazarus share: gains over other systems, stacked bars, the paper's marks, legends."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+import seaborn as sns
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from figures import claims
+from figures.reducers import DATA_COLUMNS, STAND_IN, Value, Where, selected
+from figures.style import PAPER_COLOR, SYSTEM_COLORS, Picture, facets, paper_mark
+
+SYSTEM_STYLE: dict[str, Any] = {
+    "markers": dict.fromkeys(SYSTEM_COLORS, "o")
+    | {"best": "s", "spread": "^", "compact": "v", "random": "d", "EPLB": "P", "EPLB + best": "X"},
+    "dashes": dict.fromkeys(SYSTEM_COLORS, "") | {"best": (2, 2), "EPLB + best": (1, 1)},
+    "markersize": 4.5,
+    "markeredgewidth": 0.3,
+}
+"""Markers and dashes by system, so that lines that lie over one another are seen."""
+
+
+def picture(table: str, plot: Callable[[pd.DataFrame], Figure], interval: str = "") -> Picture:
+    """A figure whose caption is its plot's docstring."""
+    return Picture(table, plot, " ".join((inspect.getdoc(plot) or "").split()), interval)
+
+
+def data_of(table: pd.DataFrame) -> str:
+    """Names of the recorded loads or failures behind a table, for a title."""
+    names = [str(name) for column in DATA_COLUMNS if column in table for name in table[column].unique()]
+    return ", ".join(dict.fromkeys(names))
+
+
+def is_the_papers(table: pd.DataFrame) -> bool:
+    """Whether no data set of the table is a stand-in: only then is the paper's value marked."""
+    return STAND_IN not in data_of(table)
+
+
+def stated(table: str) -> Iterator[tuple[Where, dict[str, Any], float]]:
+    """What the paper states of a table: rows of each claim that a reducer reads, rows that it divides by, value."""
+    for claim in claims.read():
+        if claim.table == table and claim.paper is not None and isinstance(claim.value, Value):
+            yield claim.value.where, claim.value.over if isinstance(claim.value.over, dict) else {}, claim.paper
+
+
+def mark(ax: Axes, x: float, y: float, system: str) -> None:
+    """The paper's value of a system: a grey diamond with an edge in the system's colour."""
+    paper_mark(ax, x=x, y=y, label=None)
+    ax.lines[-1].set(markersize=5.5, markeredgecolor=SYSTEM_COLORS[system], markeredgewidth=1.3)
+
+
+def legend(figure: Figure, *more: Artist) -> None:
+    """One legend above the panels: the figure's, these handles, and the paper's diamond if none are given."""
+    paper = Line2D([], [], marker="D", markersize=5, color=PAPER_COLOR, linestyle="none", label="paper (edge: system)")
+    handles: list[Any] = [*(more or [paper])]
+    labels = [str(each.get_label()) for each in handles]
+    for old in figure.legends[:]:
+        handles = [*old.legend_handles, *handles]
+        labels = [*(each.get_text() for each in old.get_texts()), *labels]
+        old.remove()
+    figure.legend(handles, labels, loc="outside upper center", ncols=min(len(labels), 7))
+
+
+def plot_gains(
+    table: pd.DataFrame,
+    name: str,
+    runs: Sequence[str],
+    *,
+    x: str = "model",
+    panel: str,
+    kind: str = "bar",
+    value: str = "samples",
+    **options: Any,
+) -> Figure:
+    """Lazarus's `value` over each other system's in the same run, by `x`, a panel for each value of `panel`.
+
+    name: of the table, of which the claims state the paper's gains
+    runs: columns that name a run, `x` and `panel` among them
+    Whiskers reach from the least to the largest gain of all runs.
+    """
+    by_run = table.pivot(index=[*runs], columns="system", values=value)
+    others = [system for system in table["system"].unique() if system != "Lazarus"]
+    gains = by_run[others].rdiv(by_run["Lazarus"], axis=0).melt(ignore_index=False, value_name="gain").reset_index()
+    order = list(dict.fromkeys(table[x]))
+    whiskers = {"errorbar": ("pi", 100), "capsize": 0.1, "err_kws": {"linewidth": 0.8}}
+    if kind == "bar":
+        whiskers["err_kws"] = {"linewidth": 0.8, "color": "black"}
+        options |= {"order": order, "saturation": 1}
+    grid = facets(
+        sns.catplot, gains, kind=kind, x=x, y="gain", hue="system", hue_order=others, col=panel, **whiskers, **options
+    )
+    grid.set_axis_labels("", f"{'Samples' if value == 'samples' else 'Throughput'} of Lazarus\nover the other's")
+    for ax in grid.axes.flat:
+        ax.axhline(1, color="black", linewidth=0.6)
+    for where, over, gain in stated(name) if is_the_papers(table) else []:
+        rows = selected(gains, {**where, **over})
+        for case, at in rows[[panel, x]].drop_duplicates().itertuples(index=False):
+            values = [each for each in order if each in set(gains[x][gains[panel] == case])]
+            turn = others.index(str(over["system"]))
+            shift = 0.8 * ((turn + 0.5) / len(others) - 0.5) if kind == "bar" else 0
+            mark(grid.axes_dict[case], values.index(at) + shift, gain, others[turn])
+    legend(grid.figure)
+    return grid.figure
+
+
+def stacked_bars(table: pd.DataFrame, *, y: str, length: str, hue: str, palette: Mapping[str, str]) -> Figure:
+    """A bar for each value of `y`, of parts of `length` in the order of the palette."""
+    style = {"multiple": "stack", "discrete": True, "shrink": 0.7, "alpha": 1, "linewidth": 0}
+    height_in = 0.7 + 0.2 * table[y].nunique()
+    options = {"y": y, "weights": length, "hue": hue, "hue_order": [*palette][::-1], "palette": palette}
+    grid = facets(sns.displot, table, kind="hist", height_in=height_in, **options, **style)
+    sns.move_legend(grid, "outside upper center", ncols=6, title=None, frameon=False, reverse=True)
+    return grid.figure

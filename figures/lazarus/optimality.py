@@ -1,0 +1,263 @@
+"""Where MRO is optimal (notebook 21): all small cases, one hot expert, balance against survival, the time it takes.
+
+Numbers of survived failure sets are exact.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from artifact import elastic_moe as moe
+from figures.lazarus.drawing import SYSTEM_STYLE, picture
+from figures.lazarus.idea import drawn, plot_placements, survived
+from figures.lazarus.planners import LABELS, MIN_REPLICAS, NODES, SLOTS, allocate_balanced, placed, text
+from figures.style import RED, SYSTEM_COLORS, facets, subplots
+
+COUNTEREXAMPLES: Mapping[str, tuple[int, int, tuple[int, ...], int]] = {
+    "the smallest": (4, 2, (2, 3, 3), 2),
+    "one failure is fatal": (4, 6, (3,) * 8, 1),
+    "half as often": (8, 4, (6, 6, 6, 7, 7), 6),
+    "seven nodes": (7, 3, (4, 4, 4, 4, 5), 4),
+}
+"""Nodes, slots, replicas and failures for which MRO is not the best placement."""
+
+CASE = ["nodes", "slots", "replicas"]
+PROMISES = {"MRO": "keeps_mro", "spread": "keeps_spread", "best": "keeps_best_on_average"}
+
+
+def counterexamples(*, seed: int = 0) -> pd.DataFrame:
+    """MRO and the best placement where they differ, as `idea.drawn`; seed: of the search."""
+    tables = []
+    for case, (nodes, slots, replicas, failures) in COUNTEREXAMPLES.items():
+        for method in ("mro", "best"):
+            placement = moe.place(method, replicas, [slots] * nodes, failures=failures, seed=seed)
+            tables.append(drawn(case, LABELS[method], placement, failures))
+    return pd.concat(tables, ignore_index=True)
+
+
+def small_cases(*, sizes: Sequence[tuple[int, int]], max_experts: int, most: int, seed: int = 0) -> pd.DataFrame:
+    """MRO against the best placement and the upper bound, for full slots and at least one replica of each expert.
+
+    sizes: nodes and slots; most: so many cases a size, evenly from all in lexicographic order of their replicas
+    seed:  of the search
+    One row per (nodes, slots, replicas, failures): survived sets by method, of `sets`; `whole` where no group of nodes
+    is cut short. The columns `keeps_` say for the case whether fewer than f failures are always survived, f being the
+    fewest replicas; of `best`, with the objective at these failures and with its default.
+    """
+    rows = []
+    for nodes, slots in sizes:
+        cases = [each for experts in range(2, max_experts + 1) for each in _partitions(nodes * slots, experts)]
+        for replicas in sorted(cases)[:: max(1, -(-len(cases) // most))]:
+            rows += _compared(nodes, slots, replicas, seed)
+    return pd.DataFrame(rows)
+
+
+def hot_expert(*, ratios: Sequence[float], seeds: int, seed: int = 0) -> pd.DataFrame:
+    """One layer of eight experts, one hotter than the others, on the testbed (Lazarus, figure 10b).
+
+    ratios: load of the hot expert over the mean (`of` "mean") and over another's (`of` "another"): the paper does not
+            say which it means
+    seeds:  placements at random that are averaged, from `seed` on
+    One row per (ratio, of, system, failures). "best" is the best at each number of failures.
+    """
+    rows = []
+    for ratio in ratios:
+        for of, hot in (("mean", 7 * ratio / (8 - ratio)), ("another", ratio)):
+            loads = [1.0] * 7 + [hot]
+            methods = _methods(loads, range(seed, seed + seeds))
+            methods["best"] = [placed("best", loads, failures=failures) for failures in range(NODES + 1)]
+            case = {"ratio": ratio, "of": of, "replicas": text(moe.allocate(loads, NODES * SLOTS, MIN_REPLICAS))}
+            rows += _by_failures(case, methods, loads)
+    return pd.DataFrame(rows)
+
+
+def balance_and_survival(*, seeds: int, seed: int = 0) -> pd.DataFrame:
+    """Balanced loads against survived failures, one layer on the testbed. One row per (loads, system, failures).
+
+    EPLB chooses replicas too, for balance alone; the others have those of equation (1). "best" is for its default
+    objective. max_load_ratio: of the most loaded node over the mean
+    Loads are by Zipf's law, and 87 % on two of sixteen experts (Lazarus, figure 2).
+    """
+    skewed = {f"Zipf, {experts} experts": [1 / rank for rank in range(1, experts + 1)] for experts in (8, 12, 16)}
+    skewed["87 % on two of 16"] = [43.5, 43.5] + [13 / 14] * 14
+    rows = []
+    for name, loads in skewed.items():
+        methods = _methods(loads, range(seed, seed + seeds))
+        methods["EPLB"] = [moe.place("eplb", allocate_balanced(loads, NODES * SLOTS), [SLOTS] * NODES, loads=loads)]
+        rows += _by_failures({"loads": name}, methods, loads)
+    return pd.DataFrame(rows)
+
+
+def placement_time(*, sizes: Sequence[tuple[int, int, int]], repeats: int) -> pd.DataFrame:
+    """Wall time of allocation and placement of one layer. One row per (nodes, slots, experts, loads, system, repeat).
+
+    sizes: nodes, slots and experts. Even loads leave groups of MRO cut short, so that "best" has to search.
+    """
+    for nodes in (4, 9):  # what is compiled at first use is compiled now
+        moe.place("best", [3] * (2 * nodes // 3), [2] * nodes)
+    rows = []
+    for nodes, slots, experts in sizes:
+        for name, power in (("Zipf", 1), ("even", 0)):
+            loads = [rank**-power for rank in range(1, experts + 1)]
+            case = {"nodes": nodes, "slots": slots, "experts": experts, "loads": name}
+            for method in ("mro", "best"):
+                for repeat in range(repeats):
+                    start = time.perf_counter()
+                    moe.place(method, moe.allocate(loads, nodes * slots, MIN_REPLICAS), [slots] * nodes)
+                    ms = 1e3 * (time.perf_counter() - start)
+                    rows.append(case | {"system": LABELS[method], "repeat": repeat, "ms": ms})
+    return pd.DataFrame(rows)
+
+
+def _partitions(total: int, parts: int, least: int = 1) -> Iterator[tuple[int, ...]]:
+    """Rising sequences of so many numbers with this sum."""
+    if parts == 1:
+        yield (total,)
+        return
+    for first in range(least, total // parts + 1):
+        for rest in _partitions(total - first, parts - 1, first):
+            yield (first, *rest)
+
+
+def _compared(nodes: int, slots: int, replicas: tuple[int, ...], seed: int) -> list[dict[str, Any]]:
+    """The rows of one case, for 1 to N - 1 failures."""
+    room = [slots] * nodes
+    groups = moe.mro_group_sizes(replicas, room)
+    whole = len(groups) == 1 or sum(replicas[::slots]) <= nodes
+    bound = moe.upper_bound(replicas, slots, nodes)
+    good = {"mro": moe.mro_closed_form(groups, nodes), "spread": survived(moe.place("spread", replicas, room))}
+    good["best_on_average"] = survived(moe.place("best", replicas, room, seed=seed))
+    case = {"nodes": nodes, "slots": slots, "experts": len(replicas), "replicas": text(replicas)}
+    case |= {"groups": text(groups), "whole": whole}
+    sure = min(replicas[0], nodes) - 1  # failures that shall be survived whichever they are
+    rows = []
+    for failures in range(1, nodes):
+        best = good["mro"] if whole else survived(moe.place("best", replicas, room, failures=failures, seed=seed))
+        methods = good | {"best": best}
+        row = {"failures": failures, "sets": math.comb(nodes, failures), "bound": bound[failures]}
+        row |= {method: counts[failures] for method, counts in methods.items()}
+        row |= {f"keeps_{method}": counts[sure] == math.comb(nodes, sure) for method, counts in methods.items()}
+        rows.append(case | row)
+    return rows
+
+
+def _methods(loads: Sequence[float], seeds: Sequence[int]) -> dict[str, list[moe.Placement]]:
+    """Placements by system: one, or as many as are averaged."""
+    methods = {label: [placed(method, loads)] for method, label in LABELS.items()}
+    return methods | {"random": [placed("random", loads, seed=seed) for seed in seeds]}
+
+
+def _by_failures(
+    case: Mapping[str, Any], methods: Mapping[str, Sequence[moe.Placement]], loads: Sequence[float]
+) -> list[dict[str, Any]]:
+    """Rows by system and number of failures: the mean of its placements, or of one for each number, that number's."""
+    rows = []
+    for system, placements in methods.items():
+        found = np.array([moe.recovery(placement).probability for placement in placements])
+        ratio = np.array([placement.max_load_ratio(loads) for placement in placements])
+        one_each = len(placements) == NODES + 1
+        for failures in range(NODES + 1):
+            which = slice(failures, failures + 1) if one_each else slice(None)
+            means = {"probability": float(found[which, failures].mean()), "max_load_ratio": float(ratio[which].mean())}
+            rows.append({**case, "system": system, "failures": failures, **means})
+    return rows
+
+
+def plot_small_cases(table: pd.DataFrame) -> Figure:
+    """MRO against the best placement, exact, in small cases (Lazarus, theorem 1): where it is optimal for every number
+    of failures, what it loses elsewhere, and how often fewer than f failures are fatal."""
+    figure, axes = subplots(1, 4, height_in=2.3, width_ratios=[1, 1, 1.3, 1.1])
+    optimal = _always(table, "mro").groupby(["whole", "nodes", "slots"]).mean() * 100
+    for ax, whole, title in zip(axes, (True, False), ("whole", "cut short"), strict=False):
+        shares = optimal[whole].unstack("slots")
+        sns.heatmap(shares, vmin=50, vmax=100, cmap="Blues", annot=True, fmt=".0f", cbar=False, ax=ax)
+        ax.set(title=f"MRO optimal (%),\nlast group {title}", xlabel="Slots", ylabel="Nodes" if whole else "")
+    behind = table[table["mro"] < table["best"]]
+    lost = 100 * (behind["best"] - behind["mro"]) / behind["sets"]
+    sns.histplot(x=lost, bins=list(range(0, 61, 5)), color=RED, alpha=1, ax=axes[2])
+    axes[2].set(title="Cases where MRO is not", yscale="log", ylabel="Cases and failures")
+    axes[2].set_xlabel("Failure sets that the best\nsurvives and MRO does not (%)")
+    kept = table.drop_duplicates(CASE)[list(PROMISES.values())].set_axis(list(PROMISES), axis=1)
+    broken = (100 * (1 - kept.mean())).rename("broken").rename_axis("system").reset_index()
+    sns.barplot(broken, x="system", y="broken", hue="system", palette=SYSTEM_COLORS, ax=axes[3])
+    for bars in axes[3].containers:
+        axes[3].bar_label(bars, fmt="%.2f %%", fontsize=7)
+    axes[3].set(title="Fewer than f\nfailures can be fatal", xlabel="", ylabel="Cases (%)")
+    return figure
+
+
+def plot_hot_expert(table: pd.DataFrame) -> Figure:
+    """Recovery of one layer of 8 generated loads on 10 nodes, one expert hotter than the others (Lazarus, figure 10b).
+    best is the best placement at each number of failures, random the mean of its placements."""
+    rows = table[(table["ratio"] > 1) | (table["of"] == "mean")].sort_values(["of", "ratio"], ascending=[False, True])
+    names = [f"{row.ratio:g}:1 of {'the ' * (row.of == 'mean')}{row.of}" for row in rows.itertuples()]
+    rows = rows.assign(case=["even load" if row.startswith("1:") else row for row in names])
+    axes = {"x": "failures", "y": "probability", "col": "case", "hue": "system", "style": "system"}
+    grid = facets(sns.relplot, rows, kind="line", **axes, **SYSTEM_STYLE).set(xticks=range(0, NODES + 1, 2))
+    grid.set_titles("{col_name}").set_axis_labels("Failed nodes of 10", "Recovery probability")
+    return grid.figure
+
+
+def plot_balance(table: pd.DataFrame) -> Figure:
+    """What balance costs, one layer on 10 nodes, generated loads: recovery after three failures against the load of the
+    most loaded node. EPLB also chooses its replica counts, for balance alone."""
+    rows = table[table["failures"] == 3]
+    axes = {"x": "max_load_ratio", "y": "probability", "col": "loads", "hue": "system", "style": "system"}
+    sizes = {"size": "system", "sizes": dict.fromkeys(LABELS.values(), 35) | {"MRO": 100}}  # best lies on it
+    options = {"markers": SYSTEM_STYLE["markers"], "facet_kws": {"sharex": False}}
+    grid = facets(sns.relplot, rows, **axes, **sizes, **options)
+    grid.set_titles("{col_name}")
+    grid.set_axis_labels("Most loaded node\nover the mean", "Recovery probability\nafter 3 failures")
+    return grid.figure
+
+
+def _always(table: pd.DataFrame, method: str) -> pd.Series:
+    """By case: whether the method is the best placement for every number of failures."""
+    return (table[method] == table["best"]).groupby([table[column] for column in ["whole", *CASE]]).all()
+
+
+def optimal_whole_pct(table: pd.DataFrame) -> float:
+    """Of the cases whose groups are whole, those where MRO is the best placement for every number of failures, in %."""
+    return float(100 * _always(table[table["whole"]], "mro").mean())
+
+
+def optimal_cut_pct(table: pd.DataFrame) -> float:
+    """The same of the cases where a group is cut short."""
+    return float(100 * _always(table[~table["whole"]], "mro").mean())
+
+
+def one_for_all_pct(table: pd.DataFrame) -> float:
+    """Cases in which the best placement on average is the best one for every number of failures, in %."""
+    return float(100 * _always(table, "best_on_average").mean())
+
+
+def mro_over_spread_2_to_1(table: pd.DataFrame) -> float:
+    """Recovery of MRO less that of spread, in points, mean over 1 to 8 failures; hot expert: twice the mean."""
+    return _over_spread(table, 2)
+
+
+def mro_over_spread_4_to_1(table: pd.DataFrame) -> float:
+    """The same at four times the mean."""
+    return _over_spread(table, 4)
+
+
+def _over_spread(table: pd.DataFrame, ratio: float) -> float:
+    rows = table.query("ratio == @ratio and of == 'mean' and 1 <= failures <= 8")
+    mean = rows.groupby("system")["probability"].mean()
+    return float(100 * (mean["MRO"] - mean["spread"])) if len(mean) else float("nan")
+
+
+FIGURES = {
+    "lazarus-counterexamples": picture("21_counterexamples", plot_placements),
+    "lazarus-theorem": picture("21_small_cases", plot_small_cases),
+    "lazarus-fig10b": picture("21_hot_expert", plot_hot_expert),
+    "lazarus-balance": picture("21_balance", plot_balance),
+}

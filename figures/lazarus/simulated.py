@@ -1,0 +1,268 @@
+"""Failures on ten nodes, simulated: on schedule (notebook 25: figures 6, 7, 10a, 14), spot instances (26: 9, 11)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from artifact import elastic_moe as moe
+from artifact.elastic_moe.simulation.layouts import GroupLayout, replicated_layout
+from figures.lazarus.drawing import data_of, picture, plot_gains, stacked_bars
+from figures.lazarus.planners import NODES
+from figures.style import BLUE, COLUMN_WIDTH_IN, CYAN, GREEN, GREY, RED, SYSTEM_COLORS, YELLOW, facets, subplots
+
+SYSTEMS = ("lazarus", "ds", "ds-ft")
+CHECKPOINT_STEPS: Mapping[int, Mapping[str, Any]] = {
+    5: {"lazarus": None, "ds": 50, "ds-ft": 250},
+    40: {"lazarus": None, "ds": 200, "ds-ft": 1000},
+}
+"""Steps between checkpoints, by the interval of the failures in minutes (Lazarus, section 6.2)."""
+
+PHASE_COLORS = dict(zip(moe.PHASES, (BLUE, YELLOW, CYAN, GREEN, RED, GREY), strict=True))
+Case = tuple[dict[str, Any], moe.FailureTrace, float, Mapping[str, Any]]
+
+
+def controlled_failures(
+    *, models: Sequence[str], intervals_min: Sequence[int], seeds: int, idle_first: bool = False, seed: int = 0
+) -> pd.DataFrame:
+    """Ten nodes, of which one fails each so many minutes until half are left; six intervals in all (figures 6, 7).
+
+    seeds:      orders in which nodes fail, from `seed` on
+    idle_first: the node of the highest number fails, which is one that DS leaves idle where there is one (figure 14)
+    One row per (model, interval_min, system, seed).
+    """
+    failing = _last_first if idle_first else moe.periodic_failures
+    cases = [
+        ({"interval_min": each, "seed": order}, failing(each, NODES, seed=order), 6 * each, CHECKPOINT_STEPS[each])
+        for each, order in product(intervals_min, range(seed, seed + seeds))
+    ]
+    return pd.DataFrame(run_row(result, **case) for case, _, result in _runs(models, cases))
+
+
+def without_failures(*, models: Sequence[str], minutes: float) -> pd.DataFrame:
+    """The same systems while nothing fails and nothing is saved. One row per (model, system)."""
+    cases = [({}, moe.FailureTrace("none", tuple(range(NODES)), ()), minutes, {"lazarus": None, "ds": None})]
+    rows = []
+    for case, _, result in _runs(models, cases):
+        training = sum(segment.samples for segment in result.segments) / result.seconds["training"]
+        rows.append(run_row(result, **case) | {"training_samples_per_s": training})
+    return pd.DataFrame(rows)
+
+
+def spot_trace(*, models: Sequence[str], minutes: Sequence[float], strides: Sequence[int]) -> pd.DataFrame:
+    """The trace p3 at a cap of ten nodes, each system with its checkpoints of section 6.3 (figures 9 and 11).
+
+    strides: see `spot_failures`; 1 is the trace as it is
+    One row per (trace, model, minutes, stride, system).
+    """
+    cases = []
+    for length, stride in product(minutes, strides):
+        trace = moe.spot_failures(cap=NODES, minutes=length, stride=stride)
+        lost = [len(event.nodes) for event in trace.events if event.kind == "fail"]
+        case = {"trace": trace.name, "minutes": length, "stride": stride, "losses": len(lost)}
+        cases.append((case | {"most_lost": max(lost, default=0)}, trace, length, dict.fromkeys(SYSTEMS, "own")))
+    return pd.DataFrame(run_row(result, **case) for case, _, result in _runs(models, cases))
+
+
+def timeline(*, models: Sequence[str], interval_min: int, window_s: float = 10.0, seed: int = 0) -> pd.DataFrame:
+    """One run of each system with a failure each so many minutes (figure 6), as `_windows`."""
+    trace = moe.periodic_failures(interval_min, NODES, seed=seed)
+    return _windows(models, trace, 6 * interval_min, CHECKPOINT_STEPS[interval_min], window_s)
+
+
+def spot_timeline(*, models: Sequence[str], minutes: float, stride: int, window_s: float = 60.0) -> pd.DataFrame:
+    """One run of each system on the trace p3 (figure 9), as `_windows`; stride: as in `spot_trace`."""
+    trace = moe.spot_failures(cap=NODES, minutes=minutes, stride=stride)
+    return _windows(models, trace, minutes, dict.fromkeys(SYSTEMS, "own"), window_s)
+
+
+def load_ratio(*, ratios: Sequence[float], num_nodes: int = NODES) -> pd.DataFrame:
+    """A step of one layer of 8 experts, dim 1024, one of which is so many times as hot as the others (figure 10a).
+
+    The embedding is left out. Groups of 2 nodes. layer_ms leaves out the gradients' reduction.
+    One row per (ratio, system).
+    """
+    layer = replace(moe.PRESETS["GPT-M"], name="one layer", num_layers=1, num_experts=8, vocabulary=0)
+    work, testbed = moe.gpt_workload(layer), moe.TESTBEDS["paper-gpu"]
+    rows = []
+    for ratio in ratios:
+        loads_LE = np.array([[round(1000 * ratio)] + 7 * [1000]])
+        lazarus = replicated_layout(loads_LE, num_nodes, work.slots, work.min_replicas)
+        for system, layout in (("Lazarus", lazarus), ("DS", GroupLayout(num_nodes // 2, 2, 1, 8))):
+            parts = testbed.parts(work, layout, loads_LE / loads_LE.sum())
+            row = {"ratio": ratio, "system": system, "samples_per_s": work.batch(num_nodes) / parts.total_s}
+            rows.append(row | {"layer_ms": 1000 * (parts.compute_s + parts.exchange_s)})
+    return pd.DataFrame(rows)
+
+
+def run_row(result: moe.SimulationResult, **case: Any) -> dict[str, Any]:
+    """The row of a run in a table."""
+    columns = ("samples", "samples_per_s", "steps", "lost_steps", "restarts", "reconfigurations")
+    row = {**case, "system": moe.SIMULATED_SYSTEMS[result.system].label}
+    row |= {column: getattr(result, column) for column in columns}
+    return row | {f"{phase}_s": result.seconds[phase] for phase in moe.PHASES}
+
+
+def _runs(
+    models: Sequence[str], cases: Iterable[Case]
+) -> Iterator[tuple[dict[str, Any], moe.FailureTrace, moe.SimulationResult]]:
+    """Each model and system in each case: dimensions, failures, minutes, and steps between checkpoints by system."""
+    for model in models:
+        layouts = moe.LayoutCache(moe.WORKLOADS[model], moe.default_loads(moe.WORKLOADS[model]))
+        for case, trace, minutes, steps in cases:
+            for system, each in steps.items():
+                result = moe.simulate(model, system, trace, "paper-gpu", minutes, loads=layouts, checkpoint_steps=each)
+                yield {"loads": layouts.loads.name, "model": model, **case}, trace, result
+
+
+def _windows(
+    models: Sequence[str], trace: moe.FailureTrace, minutes: float, steps: Mapping[str, Any], window_s: float
+) -> pd.DataFrame:
+    """Samples a second over time. One row per (model, system, minute), the middle of a window.
+
+    `nodes` are those at the window's start, `lost_nodes` those lost in it; samples of a segment are spread over it.
+    """
+    losses = [(event.time_s, len(event.nodes)) for event in trace.events if event.kind == "fail"]
+    rows = []
+    for case, _, result in _runs(models, [({"trace": trace.name}, trace, minutes, steps)]):
+        edges = [0.0] + [segment.end_s for segment in result.segments]
+        done = np.cumsum([0] + [segment.samples for segment in result.segments])
+        starts = np.arange(0, result.total_s - window_s + 1e-6, window_s)
+        samples = np.diff(np.interp([*starts, starts[-1] + window_s], edges, done))
+        run = {"trace": case["trace"], "model": case["model"], "system": moe.SIMULATED_SYSTEMS[result.system].label}
+        for start, count in zip(starts.tolist(), samples, strict=True):
+            row = {"minute": (start + window_s / 2) / 60, "samples_per_s": count / window_s}
+            lost = sum(lost for time_s, lost in losses if start <= time_s < start + window_s)
+            rows.append({**run, **row, "nodes": len(trace.nodes_at(start)), "lost_nodes": lost})
+    return pd.DataFrame(rows)
+
+
+def _last_first(interval_min: float, num_nodes: int, seed: int) -> moe.FailureTrace:
+    """Nodes fail from the highest number down: groups are formed of the lowest ones, so that idle nodes fail first."""
+    fallen = enumerate(range(num_nodes - 1, (num_nodes + 1) // 2 - 1, -1), start=1)
+    events = tuple(moe.FailureEvent(60 * interval_min * turn, "fail", (node,)) for turn, node in fallen)
+    return moe.FailureTrace("idle first", tuple(range(num_nodes)), events)
+
+
+def plot_controlled(table: pd.DataFrame) -> Figure:
+    """Samples that Lazarus trains over those of DS and DS(FT), simulated, on ten nodes of which one fails at a time
+    until half are left (Lazarus, figures 6 and 7)."""
+    runs = ["model", "interval_min", "seed"]
+    figure = plot_gains(table, "25_controlled_failures", runs, panel="interval_min", sharey=False)
+    for ax, interval in zip(figure.axes, table["interval_min"].unique(), strict=True):
+        ax.set_title(f"A failure each {interval} minutes ({data_of(table)} loads)")
+    return figure
+
+
+def plot_idle(table: pd.DataFrame) -> Figure:
+    """Samples that Lazarus trains over those of DS and DS(FT), simulated, while failures hit the nodes that DS leaves
+    idle (Lazarus, figure 14)."""
+    runs = ["model", "interval_min", "seed"]
+    figure = plot_gains(table, "25_idle_first", runs, panel="interval_min", width_in=COLUMN_WIDTH_IN)
+    figure.axes[0].set_title(f"Idle nodes fail first, one each 5 minutes\n({data_of(table)} loads)")
+    return figure
+
+
+def plot_spot(table: pd.DataFrame) -> Figure:
+    """Samples that Lazarus trains over those of DS and DS(FT), simulated, on the spot trace at a cap of ten nodes
+    (Lazarus, figure 9): as recorded, and with every second machine of the file, a what-if."""
+    cuts = {1: "as recorded"}
+    names = [
+        f"{row.trace}, {row.minutes:g} min,\n{cuts.get(row.stride, f'machines 0, {row.stride}, {2 * row.stride} ...')}"
+        for row in table.itertuples()
+    ]
+    runs = ["model", "minutes", "stride", "case"]
+    figure = plot_gains(table.assign(case=names), "26_spot_traces", runs, panel="case", col_order=dict.fromkeys(names))
+    for ax, name in zip(figure.axes, dict.fromkeys(names), strict=True):
+        ax.set_title(name)
+    return figure
+
+
+def plot_timeline(table: pd.DataFrame) -> Figure:
+    """Throughput over time in one run of each system, simulated, ten nodes (Lazarus, figures 6 and 9). Below, the nodes
+    in use; dotted lines and numbers: nodes that are lost, though others may take their place at once."""
+    systems, models = table["system"].unique(), table["model"].unique()
+    heights = {"height_in": 4.2, "height_ratios": [*[1.0] * len(systems), 0.7]}
+    figure, axes = subplots(len(systems) + 1, len(models), sharex=True, squeeze=False, **heights)
+    for column, model in enumerate(models):
+        here = table[table["model"] == model]
+        rows = here[here["system"] == systems[0]]
+        for ax, system in zip(axes[:, column], systems, strict=False):
+            run = here[here["system"] == system]
+            ax.fill_between(run["minute"], run["samples_per_s"], color=SYSTEM_COLORS[system], linewidth=0)
+            ax.set(ylim=(0, 1.05 * here["samples_per_s"].max()), ylabel="" if column else f"{system}\n(samples/s)")
+        nodes = axes[-1, column]
+        sns.lineplot(rows, x="minute", y="nodes", drawstyle="steps-post", color="black", ax=nodes)
+        for turn, (minute, lost) in enumerate(rows.loc[rows["lost_nodes"] > 0, ["minute", "lost_nodes"]].to_numpy()):
+            for ax in axes[:, column]:
+                ax.axvline(minute, color="black", linestyle=":", linewidth=0.7)
+            nodes.text(minute, 0.3 + turn % 3 * 2, f" -{lost:.0f}", fontsize=6)
+        nodes.set(xlabel="Time (min)", ylabel="" if column else "Nodes", ylim=(0, 1.2 * rows["nodes"].max()))
+        axes[0, column].set_title(f"{model}, {data_of(rows)}")
+    return figure
+
+
+def plot_load_ratio(table: pd.DataFrame) -> Figure:
+    """One layer of 8 experts on 10 nodes while one expert gets hotter (Lazarus, figure 10a), simulated: a whole step,
+    and its passes without the reduction of gradients."""
+    labels = {"samples_per_s": "Throughput (samples/s)", "layer_ms": "Passes of the layer (ms)"}
+    rows = table.melt(["ratio", "system"], list(labels), var_name="measure")
+    axes = {"x": "ratio", "y": "value", "col": "measure", "hue": "system", "facet_kws": {"sharey": False}}
+    grid = facets(sns.relplot, rows, kind="line", marker="o", **axes)
+    for measure, ax in grid.axes_dict.items():
+        ax.set(title="One layer of 8 experts, generated loads", ylabel=labels[measure], ylim=(0, None))
+    grid.set(xticks=sorted(table["ratio"].unique()), xlabel="Load of one expert over the others'")
+    return grid.figure
+
+
+def plot_breakdown(table: pd.DataFrame) -> Figure:
+    """What the time of the spot trace goes to, simulated, at the first length of the table (Lazarus, figure 11)."""
+    minutes = table["minutes"].iloc[0]
+    rows = table[(table["minutes"] == minutes) & (table["stride"] == table["stride"].min())]
+    rows = rows.assign(run=rows["model"] + ", " + rows["system"])
+    spent = rows.melt(["run", "minutes"], [f"{phase}_s" for phase in PHASE_COLORS], var_name="phase", value_name="s")
+    spent = spent.assign(phase=spent["phase"].str.removesuffix("_s"), share=spent["s"] / (0.6 * spent["minutes"]))
+    figure = stacked_bars(spent, y="run", length="share", hue="phase", palette=PHASE_COLORS)
+    figure.axes[0].set(title=f"{minutes:g} minutes of {data_of(rows)}", xlabel="Time (%)", ylabel="", xlim=(0, 100))
+    return figure
+
+
+def _share_pct(table: pd.DataFrame, system: str, *phases: str) -> float:
+    """Share of 80 minutes of p3 that GPT-L's run of a system spends in some phases, in %."""
+    rows = table.query("trace == 'p3' and model == 'GPT-L' and minutes == 80 and stride == 1 and system == @system")
+    spent = rows[[f"{phase}_s" for phase in moe.PHASES]].sum()
+    return float(100 * spent[[f"{phase}_s" for phase in phases]].sum() / spent.sum()) if len(rows) else np.nan
+
+
+def replanning_pct_l(table: pd.DataFrame) -> float:
+    """Share of the time that Lazarus reconfigures and rebalances, in %."""
+    return _share_pct(table, "Lazarus", "reconfiguring", "rebalancing")
+
+
+def ds_overhead_pct_l(table: pd.DataFrame) -> float:
+    """Share of the time of DS's checkpoints and restarts, in %."""
+    return _share_pct(table, "DS", "checkpointing", "restarting")
+
+
+def dsft_restart_pct_l(table: pd.DataFrame) -> float:
+    """Share of the time that DS(FT) restarts, in %."""
+    return _share_pct(table, "DS(FT)", "restarting")
+
+
+ORDERS = "whiskers reach from the least to the largest gain of all orders in which nodes fail"
+FIGURES = {
+    "lazarus-fig6-7": picture("25_controlled_failures", plot_controlled, ORDERS),
+    "lazarus-fig6-timeline": picture("25_timeline", plot_timeline),
+    "lazarus-fig10a": picture("25_load_ratio", plot_load_ratio),
+    "lazarus-fig14": picture("25_idle_first", plot_idle),
+    "lazarus-fig9": picture("26_spot_traces", plot_spot),
+    "lazarus-fig9-timeline": picture("26_timeline", plot_timeline),
+    "lazarus-fig11": picture("26_spot_traces", plot_breakdown),
+}
