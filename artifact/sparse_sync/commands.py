@@ -29,18 +29,18 @@ def sync(
     as_json: Json = False,
 ) -> None:
     """Synchronise the gradients of a file and print what each scheme sends."""
-    from artifact.sparse_sync.links.counting import report
+    from artifact.sparse_sync.links.accounting import synchronise
     from artifact.sparse_sync.schemes import COMPARED, SCHEMES
-    from artifact.sparse_sync.tensors.input_file import read
+    from artifact.sparse_sync.tensors.input_file import read_gradients
 
     if scheme != "all" and scheme not in SCHEMES:
         raise ValueError(f"--scheme must be all or one of {', '.join(SCHEMES)}, got {scheme!r}")
     _not_negative(seed)
     if not bandwidth_gbps > 0:
         raise ValueError(f"--bandwidth-gbps must be positive, got {bandwidth_gbps}")
-    tensors = read(path, workers, seed)
+    tensors = read_gradients(path, workers, seed)
     reports = {
-        name: report(name, tensors, bandwidth_gbps=bandwidth_gbps, seed=seed).as_dict()
+        name: synchronise(name, tensors, bandwidth_gbps=bandwidth_gbps, seed=seed).as_dict()
         for name in (COMPARED if scheme == "all" else (scheme,))
     }
     if as_json:
@@ -62,16 +62,16 @@ def partition(
     as_json: Json = False,
 ) -> None:
     """Share the indices of a file out to partitions and print how evenly, and how fast."""
-    from artifact.sparse_sync.tensors.grouping import measure
-    from artifact.sparse_sync.tensors.input_file import read
+    from artifact.sparse_sync.tensors.grouping import measure_grouping
+    from artifact.sparse_sync.tensors.input_file import read_gradients
 
     if method not in METHODS:
         raise ValueError(f"--method must be one of {', '.join(METHODS)}, got {method!r}")
     if not 1 <= partitions <= 1 << 16:
         raise ValueError(f"--partitions must be in [1, 65536], got {partitions}")
     _not_negative(seed)
-    measured: dict[str, Any] = measure(
-        read(path), method, partitions, seed=seed, num_hashes=hashes, slots_per_index=slots_per_index
+    measured: dict[str, Any] = measure_grouping(
+        read_gradients(path), method, partitions, seed=seed, num_hashes=hashes, slots_per_index=slots_per_index
     )
     if as_json:
         print(json.dumps(measured))

@@ -6,9 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from artifact.sparse_sync.links.counting import traffic_of
+from artifact.sparse_sync.links.accounting import traffic_of
 from artifact.sparse_sync.schemes import cost_model
-from artifact.sparse_sync.schemes.cost_model import CANDIDATES, choose_scheme, measure, predict, published_choice
+from artifact.sparse_sync.schemes.cost_model import (
+    CANDIDATES,
+    choose_scheme,
+    measure_statistics,
+    predict,
+    published_choice,
+)
 from artifact.sparse_sync.tensors.sparse_tensor import SparseTensor
 from artifact.sparse_sync.workloads import uniform, zipf_embedding
 
@@ -39,7 +45,7 @@ WORKLOADS = {
 @pytest.mark.parametrize("workload", WORKLOADS)
 def test_predicted_bytes_are_within_four_per_cent_of_counted_ones(workload, n):
     tensors = WORKLOADS[workload](n)
-    predicted = predict(measure(tensors))
+    predicted = predict(measure_statistics(tensors))
     for name in predicted:
         counted = traffic_of(name, tensors).busiest_bytes
         assert predicted[name] == pytest.approx(counted, rel=0.04), name
@@ -50,13 +56,13 @@ def test_predictions_are_of_two_byte_values_too():
         SparseTensor(each.index_N, each.value_ND.to(torch.bfloat16), each.num_units)
         for each in zipf_embedding(rows=6000, width=4, tokens_per_worker=2500, num_workers=4, seed=2)
     ]
-    for name, predicted in predict(measure(tensors)).items():
+    for name, predicted in predict(measure_statistics(tensors)).items():
         assert predicted == pytest.approx(traffic_of(name, tensors).busiest_bytes, rel=0.04), name
 
 
 def test_statistics_are_those_worked_by_hand():
     tensors = [SparseTensor(torch.tensor(index), torch.ones(len(index), 2), 8) for index in ([0, 1, 2], [2], [2, 7])]
-    found = measure(tensors)
+    found = measure_statistics(tensors)
     assert (found.num_workers, found.width, found.value_bytes, found.dense_bytes) == (3, 2, 4, 64)
     assert (found.density, found.densification) == (0.25, 2.0)
     rows, elements = found.rows, found.elements
@@ -111,7 +117,7 @@ def cases():
                 if density < 0.95 * overlap:
                     tensors = uniform(size=8192, density=density, overlap=overlap, num_workers=n, seed=n)
                     counted = {name: traffic_of(name, tensors).busiest_bytes for name in CANDIDATES}
-                    found.append(((n, overlap, density), measure(tensors), counted))
+                    found.append(((n, overlap, density), measure_statistics(tensors), counted))
     return found
 
 
@@ -132,7 +138,7 @@ def test_every_family_is_the_best_somewhere():
 
 def test_the_published_rule_errs_where_the_bitmap_or_rows_make_the_difference():
     tensors = zipf_embedding(rows=12_000, width=32, tokens_per_worker=9000, num_workers=4, seed=2)
-    statistics = measure(tensors)
+    statistics = measure_statistics(tensors)
     counted = {name: traffic_of(name, tensors).busiest_bytes for name in ("zen-row", "sparcml-row", "zen", "sparcml")}
     cheaper = choose_scheme(statistics, candidates=("zen-row", "sparcml-row"))
     assert counted[cheaper] == min(counted["zen-row"], counted["sparcml-row"])
@@ -145,13 +151,13 @@ def test_the_published_rule_errs_where_the_bitmap_or_rows_make_the_difference():
     assert wrong, "there is a case where equations 1 and 2 choose wrong"
     for n, overlap, density in wrong[:5]:
         tensors = uniform(size=8192, density=density, overlap=overlap, num_workers=n, seed=n)
-        chosen = choose_scheme(measure(tensors), candidates=("zen", "sparcml"))
+        chosen = choose_scheme(measure_statistics(tensors), candidates=("zen", "sparcml"))
         counted = {name: traffic_of(name, tensors).busiest_bytes for name in ("zen", "sparcml")}
-        assert counted[chosen] < counted[published_choice(measure(tensors))]
+        assert counted[chosen] < counted[published_choice(measure_statistics(tensors))]
 
 
 def test_the_current_scheme_is_kept_unless_another_is_faster_by_more_than_the_hysteresis():
-    statistics = measure(uniform(size=16_384, density=0.02, overlap=0.3, num_workers=8, seed=1))
+    statistics = measure_statistics(uniform(size=16_384, density=0.02, overlap=0.3, num_workers=8, seed=1))
     costs = predict(statistics)
     best = choose_scheme(statistics)
     ranked = sorted(CANDIDATES, key=lambda name: costs[name])
@@ -166,19 +172,19 @@ def test_the_current_scheme_is_kept_unless_another_is_faster_by_more_than_the_hy
 
 
 def test_latency_favours_few_phases_and_only_then_the_bandwidth_matters():
-    statistics = measure(uniform(size=16_384, density=0.02, overlap=0.3, num_workers=8, seed=1))
+    statistics = measure_statistics(uniform(size=16_384, density=0.02, overlap=0.3, num_workers=8, seed=1))
     assert len({choose_scheme(statistics, bandwidth_gbps=gbps) for gbps in (0.1, 1, 100)}) == 1
     assert choose_scheme(statistics, bandwidth_gbps=100, latency_s=1.0) == "agsparse-row"
 
 
 def test_a_candidate_list_is_kept_to():
-    statistics = measure(uniform(size=16_384, density=0.02, overlap=0.3, num_workers=8, seed=1))
+    statistics = measure_statistics(uniform(size=16_384, density=0.02, overlap=0.3, num_workers=8, seed=1))
     assert choose_scheme(statistics, candidates=("ring",)) == "ring"
 
 
 def test_empty_gradients_have_a_choice():
     empty = SparseTensor(torch.empty(0, dtype=torch.int64), torch.empty(0, 4), 100)
-    statistics = measure([empty] * 4)
+    statistics = measure_statistics([empty] * 4)
     assert (statistics.density, statistics.densification) == (0, 1)
     costs = predict(statistics)
     assert all(np.isfinite(list(costs.values())))
@@ -198,7 +204,7 @@ def test_empty_gradients_have_a_choice():
     ],
 )
 def test_a_wrong_option_is_named_with_its_value(options):
-    statistics = measure(uniform(size=100, density=0.1, overlap=0.2, num_workers=2, seed=1))
+    statistics = measure_statistics(uniform(size=100, density=0.1, overlap=0.2, num_workers=2, seed=1))
     value = next(iter(options.values()))
     with pytest.raises(ValueError, match=rf"num_workers must be at least 1, .*got .*{value}"):
         choose_scheme(statistics, **options)
@@ -208,6 +214,6 @@ def test_a_wrong_option_is_named_with_its_value(options):
 def test_another_number_of_workers_is_predicted_from_the_growth_of_the_union(more):
     few = uniform(size=60_000, density=0.02, overlap=0.3, num_workers=4, seed=1)
     many = uniform(size=60_000, density=0.02, overlap=0.3, num_workers=more, seed=1)
-    predicted = predict(measure(few), more)
+    predicted = predict(measure_statistics(few), more)
     for name in ("ring", "agsparse", "sparcml", "zen", "balanced-coo"):
         assert predicted[name] == pytest.approx(traffic_of(name, many).busiest_bytes, rel=0.25), name

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from artifact.sparse_sync.links.counting import report
+from artifact.sparse_sync.links.accounting import synchronise
 from artifact.sparse_sync.links.transport import Traffic, run_counted
 from artifact.sparse_sync.schemes import SCHEMES, scheme
 from artifact.sparse_sync.tensors.bijection import Bijection
@@ -387,7 +387,7 @@ def test_one_rank_sends_nothing():
 
 @pytest.mark.parametrize("name", SCHEMES)
 def test_a_report_finds_every_scheme_exact(name):
-    found = report(name, workers(4, 389, 3), bandwidth_gbps=10)
+    found = synchronise(name, workers(4, 389, 3), bandwidth_gbps=10)
     assert found.exact
     assert found.seconds == pytest.approx(run_counted(SCHEMES[name], workers(4, 389, 3))[1].busiest_bytes * 8e-10)
     if name == "ring":
@@ -396,7 +396,7 @@ def test_a_report_finds_every_scheme_exact(name):
 
 
 def test_a_report_finds_a_lost_element(monkeypatch):
-    from artifact.sparse_sync.links import counting
+    from artifact.sparse_sync.links import accounting
 
     def losing(chosen, tensors, seed):
         results, traffic = run_counted(chosen, tensors, seed)
@@ -404,9 +404,9 @@ def test_a_report_finds_a_lost_element(monkeypatch):
         lossy = SparseTensor(total.index_N[1:], total.value_ND[1:], total.num_units)
         return [lambda: lossy for _ in results], traffic
 
-    monkeypatch.setattr(counting, "run_counted", losing)
-    assert not report("zen", workers(4, 389), bandwidth_gbps=10).exact
-    assert not report("sparcml", workers(4, 389), bandwidth_gbps=10).exact
+    monkeypatch.setattr(accounting, "run_counted", losing)
+    assert not synchronise("zen", workers(4, 389), bandwidth_gbps=10).exact
+    assert not synchronise("sparcml", workers(4, 389), bandwidth_gbps=10).exact
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from artifact.sparse_sync.tensors import hashing
-from artifact.sparse_sync.tensors.hashing import counting
+from artifact.sparse_sync.tensors.hashing import counting_sort
 
 if find_spec("triton") is None:
     pytest.skip("Triton is for Linux only", allow_module_level=True)
@@ -83,7 +83,7 @@ def by_partition(index_N, count_P):
 
 
 def expected(index, num_partitions):
-    grouping = counting(index, num_partitions, SEED)
+    grouping = counting_sort(index, num_partitions, SEED)
     return by_partition(index[grouping.order_N], grouping.count_P)
 
 

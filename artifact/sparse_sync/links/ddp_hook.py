@@ -17,7 +17,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from artifact.sparse_sync.links.transport import Link
 from artifact.sparse_sync.schemes import SCHEMES, Exchange
-from artifact.sparse_sync.schemes.cost_model import CANDIDATES, choose_scheme, measure
+from artifact.sparse_sync.schemes.cost_model import CANDIDATES, choose_scheme, measure_statistics
 from artifact.sparse_sync.tensors.formats import as_bytes, from_bytes
 from artifact.sparse_sync.tensors.sparse_tensor import SparseTensor, from_coo
 from artifact.sparse_sync.tensors.topk import TopK
@@ -71,7 +71,7 @@ class SparseSync:
             return self.scheme
         step = self._steps[key] = self._steps.get(key, -1) + 1
         if step % self.interval == 0:
-            statistics = measure(self._supports(tensor), self.seed)
+            statistics = measure_statistics(self._supports(tensor), self.seed)
             self.schemes[key] = choose_scheme(
                 statistics,
                 bandwidth_gbps=self.bandwidth_gbps,

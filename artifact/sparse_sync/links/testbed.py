@@ -29,7 +29,7 @@ import torch
 from torch import Tensor, distributed
 
 from artifact.sparse_sync.links import launch
-from artifact.sparse_sync.links.counting import is_exact
+from artifact.sparse_sync.links.accounting import is_exact
 from artifact.sparse_sync.links.transport import Link, run_counted
 from artifact.sparse_sync.schemes import SCHEMES
 from artifact.sparse_sync.tensors.sparse_tensor import SparseTensor, from_coo
@@ -148,7 +148,7 @@ def wire_bytes() -> tuple[int, int]:
     raise OSError("this process is in no namespace with eth0")
 
 
-def measure(
+def measure_links(
     tensors: Sequence[SparseTensor],
     rate: str,
     *,
@@ -316,7 +316,7 @@ def main() -> None:
             raise OSError(f"needs root: {reason}")
         rate_bps(chosen.rate)
         _, tensors = workload_tensors(chosen.workload, chosen.workers, 1, 0)
-        table = measure(tensors, chosen.rate, systems=chosen.systems.split(","), repeats=chosen.repeats)
+        table = measure_links(tensors, chosen.rate, systems=chosen.systems.split(","), repeats=chosen.repeats)
     except (OSError, ValueError) as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)

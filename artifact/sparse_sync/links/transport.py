@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, distributed
 
-from artifact.sparse_sync.schemes import Exchange, Place, Scheme
+from artifact.sparse_sync.schemes import Exchange, RankContext, Scheme
 from artifact.sparse_sync.schemes.base import Received, Result
 from artifact.sparse_sync.tensors.sparse_tensor import SparseTensor
 
@@ -73,7 +73,7 @@ def run_counted(scheme: Scheme, tensors: Sequence[SparseTensor], seed: int = 0) 
         if same != (first.num_units, first.width, first.value_ND.dtype):
             raise ValueError(f"tensors must have one size, width and type, worker {rank} differs from worker 0: {same}")
     workers = len(tensors)
-    steps = [scheme.steps(Place(rank, workers, seed), tensor) for rank, tensor in enumerate(tensors)]
+    steps = [scheme.steps(RankContext(rank, workers, seed), tensor) for rank, tensor in enumerate(tensors)]
     received: list[Received | None] = [None] * workers
     results: list[Result | None] = [None] * workers
     sent_bytes: list[list[int]] = []
@@ -118,7 +118,7 @@ class Link:
 
     def run(self, scheme: Scheme, tensor: SparseTensor, seed: int = 0) -> SparseTensor:
         """This rank's part in a scheme. Returns the sum over all ranks."""
-        steps = scheme.steps(Place(self.rank, self.num_workers, seed), tensor)
+        steps = scheme.steps(RankContext(self.rank, self.num_workers, seed), tensor)
         try:
             exchange = next(steps)
             while True:

@@ -7,19 +7,19 @@ from functools import partial
 from typing import Protocol
 
 from artifact.sparse_sync.schemes.balanced import parallelism
-from artifact.sparse_sync.schemes.base import Exchange, Place, Steps
+from artifact.sparse_sync.schemes.base import Exchange, RankContext, Steps
 from artifact.sparse_sync.schemes.centralized import agsparse, sparcml
 from artifact.sparse_sync.schemes.dense import ring
 from artifact.sparse_sync.tensors.formats import Bitmap, Blocks, Coo
 from artifact.sparse_sync.tensors.sparse_tensor import SparseTensor
 
-__all__ = ["COMPARED", "SCHEMES", "Exchange", "Place", "Scheme", "scheme"]
+__all__ = ["COMPARED", "SCHEMES", "Exchange", "RankContext", "Scheme", "scheme"]
 
 
 class Function(Protocol):
     """A scheme for one rank (see `artifact.sparse_sync.schemes.base`)."""
 
-    def __call__(self, place: Place, tensor: SparseTensor) -> Steps: ...
+    def __call__(self, context: RankContext, tensor: SparseTensor) -> Steps: ...
 
 
 @dataclass(frozen=True)
@@ -39,9 +39,9 @@ class Scheme:
     rows: bool = False
     in_rank_order: bool = True
 
-    def steps(self, place: Place, tensor: SparseTensor) -> Steps:
+    def steps(self, context: RankContext, tensor: SparseTensor) -> Steps:
         """The generator of one rank, on the units of this scheme."""
-        return self.function(place, self.units(tensor))
+        return self.function(context, self.units(tensor))
 
     def units(self, tensor: SparseTensor) -> SparseTensor:
         """`tensor` in the granularity of this scheme."""
@@ -71,8 +71,8 @@ SCHEMES: dict[str, Scheme] = {
         Scheme("omnireduce", "OmniReduce", _served("contiguous", Blocks, Blocks), "contiguous"),
         Scheme("omnireduce-cyclic", "OmniReduce (cyclic)", _served("block-cyclic", Blocks, Blocks), "block-cyclic"),
         *_both("ps", "Sparse PS", _served("contiguous", Coo, Coo), "contiguous"),
-        *_both("balanced-coo", "Balanced Parallelism", _served("counting", Coo, Coo), "counting"),
-        *_both("zen", "Zen", _served("counting", Coo, Bitmap), "counting"),
+        *_both("balanced-coo", "Balanced Parallelism", _served("hashed", Coo, Coo), "hashed"),
+        *_both("zen", "Zen", _served("hashed", Coo, Bitmap), "hashed"),
         *_both("zen-bijection", "Zen, table-free", _served("bijection", Coo, Bitmap), "bijection"),
         *_both("zen-modulo", "Modulo", _served("modulo", Coo, Bitmap), "modulo"),
     ]

@@ -29,7 +29,7 @@ class Exchange:
 
 
 @dataclass(frozen=True)
-class Place:
+class RankContext:
     """Where a scheme runs: `rank` of `num_workers`, and the seed of its hash, which all ranks share."""
 
     rank: int

@@ -2,31 +2,31 @@
 
 from __future__ import annotations
 
-from artifact.sparse_sync.schemes.base import Exchange, Message, Place, Steps
+from artifact.sparse_sync.schemes.base import Exchange, Message, RankContext, Steps
 from artifact.sparse_sync.tensors.formats import Coo, Dense, Format
 from artifact.sparse_sync.tensors.sparse_tensor import SparseTensor, sum_in_rank_order
 
 
-def agsparse(place: Place, tensor: SparseTensor) -> Steps:
+def agsparse(context: RankContext, tensor: SparseTensor) -> Steps:
     """Every rank sends its COO tensor to every other, and sums them in rank order.
 
     Source: PyTorch's sparse all_reduce over gloo and Horovod's allgather; AGsparse in Zen, section 5
     """
     coo = Coo(tensor.num_units, tensor.width, tensor.value_ND.dtype)
     message = coo.encode(tensor.index_N, tensor.value_ND)
-    received = yield Exchange(dict.fromkeys(place.others, message), place.others)
+    received = yield Exchange(dict.fromkeys(context.others, message), context.others)
 
     def result() -> SparseTensor:
         units = [
-            (tensor.index_N, tensor.value_ND) if rank == place.rank else coo.decode(received[rank])
-            for rank in range(place.num_workers)
+            (tensor.index_N, tensor.value_ND) if rank == context.rank else coo.decode(received[rank])
+            for rank in range(context.num_workers)
         ]
         return SparseTensor(*sum_in_rank_order(units, tensor.num_units), tensor.num_units)
 
     return result
 
 
-def sparcml(place: Place, tensor: SparseTensor) -> Steps:
+def sparcml(context: RankContext, tensor: SparseTensor) -> Steps:
     """Recursive doubling: in log2(n) stages, pairs of ranks exchange and add what they have so far.
 
     A message is dense where that is no longer than COO. Where n is not a power of two, the ranks from the largest
@@ -35,7 +35,7 @@ def sparcml(place: Place, tensor: SparseTensor) -> Steps:
 
     Source: SparCML's SSAR_Recursive_double; "Hierarchical Centralization" in Zen, section 2
     """
-    n, rank = place.num_workers, place.rank
+    n, rank = context.num_workers, context.rank
     power = 1 << (n.bit_length() - 1)
     if rank >= power:
         yield Exchange({rank - power: _encode(tensor)}, ())

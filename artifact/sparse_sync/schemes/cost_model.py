@@ -120,7 +120,7 @@ class Granularity:
 
 @dataclass(frozen=True)
 class Statistics:
-    """What the cost of every scheme follows from. `measure` makes it.
+    """What the cost of every scheme follows from. `measure_statistics` makes it.
 
     width, value_bytes: of a unit of `rows`, in elements; of one value
     """
@@ -148,19 +148,19 @@ class Statistics:
         return self.rows.num_units * self.width * self.value_bytes
 
 
-def measure(tensors: Sequence[SparseTensor], seed: int = 0) -> Statistics:
+def measure_statistics(tensors: Sequence[SparseTensor], seed: int = 0) -> Statistics:
     """Statistics of one tensor a worker; only the indices are looked at."""
     first = tensors[0]
     rows = [tensor.index_N.cpu().numpy() for tensor in tensors]
     elements = [tensor.elements().index_N.cpu().numpy() for tensor in tensors]
     blocks = [np.unique(index_N // BLOCK_ELEMENTS) for index_N in elements]
-    hashed = ("counting", "contiguous")
+    kinds = ("hashed", "contiguous")
     return Statistics(
         num_workers=len(tensors),
         width=first.width,
         value_bytes=first.value_ND.dtype.itemsize,
-        rows=_granularity(rows, first.num_units, hashed, seed),
-        elements=_granularity(elements, first.size, hashed, seed),
+        rows=_granularity(rows, first.num_units, kinds, seed),
+        elements=_granularity(elements, first.size, kinds, seed),
         blocks=_granularity(blocks, -(-first.size // BLOCK_ELEMENTS), ("contiguous", "modulo"), seed),
     )
 
@@ -215,7 +215,7 @@ def published_choice(statistics: Statistics) -> str:
 
 
 def _measured(scheme: Scheme) -> bool:
-    return scheme.partition in (None, "contiguous", "block-cyclic", "counting")
+    return scheme.partition in (None, "contiguous", "block-cyclic", "hashed")
 
 
 def _cost(scheme: Scheme, statistics: Statistics) -> float:

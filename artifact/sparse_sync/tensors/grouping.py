@@ -15,7 +15,7 @@ from artifact.sparse_sync.tensors.partitions import partition
 from artifact.sparse_sync.tensors.sparse_tensor import SparseTensor
 
 
-def group(
+def group_indices(
     index_N: Integers,
     method: str,
     num_partitions: int,
@@ -34,7 +34,7 @@ def group(
         "hierarchical": lambda: hashing.hierarchical(
             index_N, num_partitions, seed, num_hashes=num_hashes, slots_per_index=slots_per_index
         ),
-        "counting": lambda: hashing.counting(index_N, num_partitions, seed),
+        "counting": lambda: hashing.counting_sort(index_N, num_partitions, seed),
         "strawman": lambda: hashing.strawman(index_N, num_partitions, seed, slots_per_index=slots_per_index),
     }
     if method in hashed:
@@ -47,8 +47,10 @@ def group(
     return hashing.group_by(parts.part_of(torch.from_numpy(index_N)).numpy(), num_partitions)
 
 
-def measure(tensors: Sequence[SparseTensor], method: str, num_partitions: int, **options: Any) -> dict[str, Any]:
-    """Group the indices of every worker and say how evenly and how fast. `options` as of `group`.
+def measure_grouping(
+    tensors: Sequence[SparseTensor], method: str, num_partitions: int, **options: Any
+) -> dict[str, Any]:
+    """Group the indices of every worker and say how evenly and how fast. `options` as of `group_indices`.
 
     Returns: counts (of all workers together, by partition), imbalance (of the worst worker), serial_fraction, lost,
              million_elements_per_s (after one warm run) and what was asked for
@@ -57,9 +59,9 @@ def measure(tensors: Sequence[SparseTensor], method: str, num_partitions: int, *
     for worker, tensor in enumerate(tensors):
         arguments = (tensor.index_N.numpy(), method, num_partitions, tensor.num_units)
         if worker == 0:
-            group(*arguments, **options)  # compiled here, not in the measurement
+            group_indices(*arguments, **options)  # compiled here, not in the measurement
         start = time.perf_counter()
-        groupings.append(group(*arguments, **options))
+        groupings.append(group_indices(*arguments, **options))
         seconds += time.perf_counter() - start
     indices = sum(tensor.num_indices for tensor in tensors)
     return {

@@ -3,7 +3,7 @@
 `partition_of` is the shared first-level hash, h0 of Zen's Algorithm 1. Grouping a worker's indices by it is done in two
 ways that give the same partition:
 
-- `counting`: one pass of the hash and a counting sort. Stable, no collisions, nothing to lose. What a CPU should do.
+- `counting_sort`: one pass of the hash and a counting sort. Stable, without collisions. The best way on a CPU.
 - `hierarchical`: Algorithm 1 itself, k second-level hashes into slots of a memory, and a serial region for indices that
   collide k times. It is a GPU's algorithm (`tensors.triton_hashing`); here it is run one index at a time.
 
@@ -95,7 +95,7 @@ def mixed_seed(seed: int, level: int = 0) -> int:
     return int(state[0])
 
 
-def counting(index_N: Integers, num_partitions: int, seed: int = 0) -> Grouping:
+def counting_sort(index_N: Integers, num_partitions: int, seed: int = 0) -> Grouping:
     """Group by h0 with one pass and a counting sort. Stable: sorted indices stay sorted in each partition.
 
     index_N: [N], int64, not negative
@@ -132,7 +132,7 @@ def hierarchical(
     slots_per_index: float = 2.0,
     serial_share: float = 0.1,
 ) -> Grouping:
-    """Group by Zen's Algorithm 1: partitions as `counting`, order inside a partition as the slots happen to be.
+    """Group by Zen's Algorithm 1: partitions as `counting_sort`, order inside a partition as the slots happen to be.
 
     The published memory overflows in its own sweep (one hash at two slots an index, any at one): here the serial region
     grows and the count says so, so nothing is lost.

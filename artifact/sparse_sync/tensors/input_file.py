@@ -21,7 +21,7 @@ from artifact.sparse_sync.tensors.sparse_tensor import SparseTensor, index_probl
 ELEMENT_FORM, ROW_FORM = ("size",), ("num_rows", "row_width")
 
 
-def read(path: str | Path, num_workers: int | None = None, seed: int = 0) -> list[SparseTensor]:
+def read_gradients(path: str | Path, num_workers: int | None = None, seed: int = 0) -> list[SparseTensor]:
     """The tensors of workers 0 to num_workers - 1; without `num_workers`, of all that are there.
 
     Raises: ValueError naming the file, the worker and the position of what is wrong; FileNotFoundError

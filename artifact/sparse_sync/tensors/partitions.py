@@ -182,7 +182,7 @@ PARTITIONS: dict[str, Callable[..., Partition]] = {
     "contiguous": Contiguous,
     "modulo": Modulo,
     "block-cyclic": BlockCyclic,
-    "counting": Hashed,
+    "hashed": Hashed,
     "bijection": Bijective,
 }
 

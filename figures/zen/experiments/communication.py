@@ -9,7 +9,7 @@ import pandas as pd
 
 from artifact import sweep
 from artifact.sparse_sync import workloads
-from artifact.sparse_sync.links.counting import report, traffic_of
+from artifact.sparse_sync.links.accounting import synchronise, traffic_of
 from artifact.sparse_sync.schemes import cost_model
 from artifact.sparse_sync.tensors import sparsity
 from artifact.sparse_sync.tensors.partitions import partition
@@ -39,7 +39,7 @@ def _characterise(*, name: str, num_workers: int, parts: list[int], steps: int, 
     rows += [("skewness", each, sparsity.skewness_ratio(tensors[0], each)) for each in parts]
     shares = np.mean([sparsity.part_shares(tensor, 8) for tensor in tensors], axis=0)
     rows += [("share_in_eight", part, float(share)) for part, share in enumerate(shares)]
-    hashed = partition("counting", tensors[0].size, num_workers, seed)
+    hashed = partition("hashed", tensors[0].size, num_workers, seed)
     elements = [tensor.elements() for tensor in tensors]
     rows.append(("push_imbalance", num_workers, sparsity.push_imbalance(elements, hashed)))
     rows.append(("pull_imbalance", num_workers, sparsity.pull_imbalance(elements, hashed)))
@@ -74,11 +74,11 @@ def _counted(
     label, tensors = workload_tensors(name, largest, steps, seed)
     rows = []
     for n in workers:
-        statistics = cost_model.measure(tensors[:n], seed)
+        statistics = cost_model.measure_statistics(tensors[:n], seed)
         predicted = cost_model.predict(statistics)
         chosen = cost_model.choose_scheme(statistics, bandwidth_gbps=bandwidth_gbps)
         for scheme in schemes:
-            seen = report(scheme, tensors[:n], bandwidth_gbps=bandwidth_gbps, seed=seed).as_dict()
+            seen = synchronise(scheme, tensors[:n], bandwidth_gbps=bandwidth_gbps, seed=seed).as_dict()
             rows.append(
                 {
                     "workload": label,
@@ -147,7 +147,7 @@ def _selected(
 ) -> pd.DataFrame:
     tensors = workloads.uniform(size=size, density=density, overlap=overlap, num_workers=num_workers, seed=seed)
     bytes_of = {name: traffic_of(name, tensors, seed).busiest_bytes for name in candidates}
-    statistics = cost_model.measure(tensors, seed)
+    statistics = cost_model.measure_statistics(tensors, seed)
     best = min(bytes_of, key=lambda name: bytes_of[name])
     chosen = cost_model.choose_scheme(statistics, candidates=candidates)
     published = cost_model.published_choice(statistics)

@@ -11,7 +11,7 @@ import torch
 
 from artifact.sparse_sync.tensors import hashing
 from artifact.sparse_sync.tensors.formats import Bitmap, Blocks, Coo, Dense
-from artifact.sparse_sync.tensors.grouping import group
+from artifact.sparse_sync.tensors.grouping import group_indices
 from artifact.sparse_sync.tensors.partitions import Hashed
 
 
@@ -52,11 +52,11 @@ def hashing_methods(
     index_N = _random_indices(num_indices, size, seed)
     rows = []
     for method in methods:
-        group(index_N[:1000], method, num_partitions, size, seed=seed)
+        group_indices(index_N[:1000], method, num_partitions, size, seed=seed)
         seconds = []
         for _ in range(repeats):
             start = time.perf_counter()
-            found = group(index_N, method, num_partitions, size, seed=seed)
+            found = group_indices(index_N, method, num_partitions, size, seed=seed)
             seconds.append(time.perf_counter() - start)
         rows.append(
             {
@@ -102,7 +102,7 @@ def imbalance(
                             if stride == 0
                             else np.arange(count, dtype=np.int64) * stride
                         )
-                        found = group(index_N, method, n, size, seed=seed)
+                        found = group_indices(index_N, method, n, size, seed=seed)
                         worst = max(worst, hashing.imbalance(found.count_P))
                     bound = 1 + 1.5 * (hashing.imbalance_bound(count, n) - 1)
                     rows.append(

@@ -13,7 +13,7 @@ import torch
 
 from artifact.sparse_sync import workloads
 from artifact.sparse_sync.links import testbed
-from artifact.sparse_sync.links.counting import traffic_of
+from artifact.sparse_sync.links.accounting import traffic_of
 from artifact.sparse_sync.links.ddp_hook import register_sparse_sync
 from artifact.sparse_sync.schemes import SCHEMES
 from artifact.sparse_sync.workloads import workload_tensors
@@ -36,7 +36,9 @@ def links(
     for name, workers, rate in cases:
         label, tensors = workload_tensors(name, workers, steps, seed)
         if possible:
-            table = testbed.measure(tensors, rate, systems=systems, repeats=repeats, seed=seed).assign(state="measured")
+            table = testbed.measure_links(tensors, rate, systems=systems, repeats=repeats, seed=seed).assign(
+                state="measured"
+            )
         else:
             table = _only_counted(tensors, rate, systems, seed).assign(state=f"needs root: {reason}")
         table.insert(0, "workload", label)

@@ -21,7 +21,7 @@ STRETCH = 1 << 24
 
 
 @dataclass(frozen=True)
-class Report:
+class SyncReport:
     """A scheme on one input. Bytes are payload only; `seconds` and the speed-up are of the busiest rank's link.
 
     push_imbalance, pull_imbalance: Zen, definition 8, in the units of the scheme; None where nothing is shared out
@@ -46,7 +46,7 @@ class Report:
         return asdict(self)
 
 
-def report(name: str, tensors: Sequence[SparseTensor], *, bandwidth_gbps: float, seed: int = 0) -> Report:
+def synchronise(name: str, tensors: Sequence[SparseTensor], *, bandwidth_gbps: float, seed: int = 0) -> SyncReport:
     """Run a scheme over one tensor a worker and check its sum on every rank.
 
     Raises: ValueError for an unknown scheme, a bandwidth that is not positive, or tensors that differ in size
@@ -57,7 +57,7 @@ def report(name: str, tensors: Sequence[SparseTensor], *, bandwidth_gbps: float,
     push, pull = imbalances(chosen, units, seed)
     seconds = traffic.seconds(bandwidth_gbps)
     ring = ring_bytes(tensors[0], len(tensors)) * 8 / (bandwidth_gbps * 1e9)
-    return Report(
+    return SyncReport(
         scheme=name,
         label=chosen.label,
         workers=len(tensors),
@@ -91,7 +91,7 @@ def imbalances(chosen: Scheme, units: Sequence[SparseTensor], seed: int) -> tupl
 
 
 def is_exact(chosen: Scheme, units: Sequence[SparseTensor], results: Sequence[Result]) -> bool:
-    """Whether every rank has the same bits, and they are the sum (see `Report.exact`)."""
+    """Whether every rank has the same bits, and they are the sum (see `SyncReport.exact`)."""
     first = results[0]()
     for result in results[1:]:
         other = result()
