@@ -11,11 +11,11 @@ import torch
 
 from artifact.sparse_sync import workloads
 from artifact.sparse_sync.schemes import cost_model
-from artifact.sparse_sync.tensors import hashing, sparsity
+from artifact.sparse_sync.tensors import hashing
 from artifact.sparse_sync.tensors.formats import Bitmap
 from artifact.sparse_sync.tensors.grouping import group_indices
 from artifact.sparse_sync.tensors.partitions import Hashed
-from artifact.sparse_sync.tensors.sparse_tensor import sum_in_rank_order
+from artifact.sparse_sync.tensors.sparse_tensor import sum_in_rank_order, union
 
 REPEATS = 5
 
@@ -85,7 +85,7 @@ def _zen_compute(tensors: list) -> float:
         here = parts.split(tensor.index_N)[0]
         contributions.append((parts.position(0, tensor.index_N[here]), tensor.value_ND[here]))
     bitmap = Bitmap(parts.part_size(0), first.width, torch.float32)
-    union_N = sparsity.union(tensors)
+    union_N = union(tensors)
     share = union_N[parts.split(union_N)[0]]
     answer = bitmap.encode(parts.position(0, share), torch.ones(len(share), first.width))
 

@@ -7,16 +7,11 @@ import pytest
 import torch
 
 from artifact.sparse_sync.links.accounting import traffic_of
-from artifact.sparse_sync.schemes import cost_model
-from artifact.sparse_sync.schemes.cost_model import (
-    CANDIDATES,
-    choose_scheme,
-    measure_statistics,
-    predict,
-    published_choice,
-)
+from artifact.sparse_sync.schemes.cost_model import CANDIDATES, choose_scheme, measure_statistics, predict
 from artifact.sparse_sync.tensors.sparse_tensor import SparseTensor
 from artifact.sparse_sync.workloads import uniform, zipf_embedding
+from figures.zen import closed_forms
+from figures.zen.closed_forms import published_choice
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -76,31 +71,29 @@ def test_statistics_are_those_worked_by_hand():
 
 
 def test_the_dense_ring_takes_the_published_time():
-    seconds = cost_model.dense_ring(856e6, 16) * 8 / 25e9
+    seconds = closed_forms.dense_ring(856e6, 16) * 8 / 25e9
     assert 1000 * seconds == pytest.approx(513.6)
     assert 1000 * (seconds - seconds / 2.10) == pytest.approx(269, abs=0.5)
 
 
 @pytest.mark.parametrize(("n", "overlap"), [(4, 0.274), (8, 0.058), (16, 0.013), (32, 0.003)])
 def test_balanced_parallelism_breaks_even_at_the_overlap_worked_out_before(n, overlap):
-    assert cost_model.break_even_overlap(n) == pytest.approx(overlap, abs=0.0005)
+    assert closed_forms.break_even_overlap(n) == pytest.approx(overlap, abs=0.0005)
 
 
 def test_formulas_give_what_is_worked_by_hand():
     # M = 1000 bytes, d = 0.1, 4 workers, gamma = 3 (gamma^2 = 1.8)
-    assert cost_model.balanced_parallelism(1000, 0.1, 3, 4) == pytest.approx(0.75 * 4 * 200)
-    assert cost_model.hierarchical_centralization(1000, 0.1, [1, 1.8]) == pytest.approx(2.8 * 200)
-    assert cost_model.all_gather(1000, 0.1, 4) == pytest.approx(600)
-    assert cost_model.parameter_server(1000, 0.1, 3, 2.5, 4) == pytest.approx(2.5 * 600)
-    assert cost_model.omnireduce(1000, 0.2, 2, 4) == pytest.approx(0.75 * 0.6 * 1000 * 257 / 256)
-    assert cost_model.zen(1000, 0.1, 3, 4) == pytest.approx(0.75 * (0.2 + 0.3 + 1 / 32) * 1000)
-    assert cost_model.zen(1000, 0.1, 3, 4, 1.5, 1.2) == pytest.approx(0.75 * (0.3 + 0.36 + 1 / 32) * 1000)
-    assert cost_model.independent_densification(0.5, 2) == pytest.approx(1.5)
+    assert closed_forms.balanced_parallelism(1000, 0.1, 3, 4) == pytest.approx(0.75 * 4 * 200)
+    assert closed_forms.hierarchical_centralization(1000, 0.1, [1, 1.8]) == pytest.approx(2.8 * 200)
+    assert closed_forms.all_gather(1000, 0.1, 4) == pytest.approx(600)
+    assert closed_forms.omnireduce(1000, 0.2, 2, 4) == pytest.approx(0.75 * 0.6 * 1000 * 257 / 256)
+    assert closed_forms.zen(1000, 0.1, 3, 4) == pytest.approx(0.75 * (0.2 + 0.3 + 1 / 32) * 1000)
+    assert closed_forms.independent_densification(0.5, 2) == pytest.approx(1.5)
 
 
 def test_all_gather_passes_the_ring_at_the_published_number_of_workers():
     # NMT, density 2.47 %: more than 40 GPUs
-    cheaper = [n for n in range(2, 100) if cost_model.all_gather(1, 0.0247, n) < cost_model.dense_ring(1, n)]
+    cheaper = [n for n in range(2, 100) if closed_forms.all_gather(1, 0.0247, n) < closed_forms.dense_ring(1, n)]
     assert max(cheaper) == 40
 
 

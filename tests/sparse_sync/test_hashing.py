@@ -12,6 +12,7 @@ from artifact.sparse_sync.tensors import hashing
 from artifact.sparse_sync.tensors.grouping import group_indices
 from artifact.sparse_sync.tensors.hashing import counting_sort, hierarchical, imbalance, partition_of, strawman
 from artifact.sparse_sync.tensors.partitions import partition
+from figures.zen.closed_forms import expected_serial_share, expected_strawman_loss, imbalance_bound
 
 MILLION = 1_000_000
 
@@ -89,7 +90,7 @@ def test_given_partitions_are_grouped_stably():
 def test_the_serial_share_is_the_published_one(million, num_hashes, share):
     grouping = hierarchical(million, 16, num_hashes=num_hashes, slots_per_index=2)
     assert abs(grouping.serial / MILLION - share) < 0.003
-    assert abs(hashing.expected_serial_share(num_hashes, 2) - grouping.serial / MILLION) < 0.003
+    assert abs(expected_serial_share(num_hashes, 2) - grouping.serial / MILLION) < 0.003
     assert grouping.count_P.tolist() == counting_sort(million, 16).count_P.tolist()
 
 
@@ -97,13 +98,13 @@ def test_the_serial_share_is_the_published_one(million, num_hashes, share):
 def test_the_strawman_loses_the_share_that_balls_in_bins_do(million, slots_per_index, loss):
     grouping = strawman(million, 16, slots_per_index=slots_per_index)
     assert abs(grouping.lost / MILLION - loss) < 0.003
-    assert abs(hashing.expected_strawman_loss(slots_per_index) - loss) < 0.0001
+    assert abs(expected_strawman_loss(slots_per_index) - loss) < 0.0001
     assert len(np.unique(grouping.order_N)) == len(grouping.order_N) == MILLION - grouping.lost
 
 
 def test_expected_shares_are_those_of_a_closed_form_where_there_is_one():
     for slots in (1.0, 2.0, 4.0):  # one hash: x(t) = 1 - exp(-t)
-        assert hashing.expected_serial_share(1, slots) == pytest.approx(hashing.expected_strawman_loss(slots), abs=1e-6)
+        assert expected_serial_share(1, slots) == pytest.approx(expected_strawman_loss(slots), abs=1e-6)
 
 
 # Balance
@@ -122,7 +123,7 @@ def test_imbalance_keeps_the_bound_of_theorem_2_on_any_support(method, support, 
     for seed in range(10):
         index = SUPPORTS[support](seed)
         grouping = group_indices(index, method, n, 200 * MILLION, seed=seed)
-        bound = 1 + 1.5 * (hashing.imbalance_bound(len(index), n) - 1)
+        bound = 1 + 1.5 * (imbalance_bound(len(index), n) - 1)
         assert bound == pytest.approx(1 + 1.5 * np.sqrt(2 * n * np.log(n) / len(index)))
         assert imbalance(grouping.count_P) <= bound, f"seed {seed}"
 
@@ -145,8 +146,8 @@ def test_imbalance_is_the_largest_part_over_the_mean():
     assert imbalance(np.array([1, 1, 4, 2])) == 2
     assert imbalance(np.array([0, 5])) == 2
     assert imbalance(np.array([0, 0, 0])) == 1
-    assert hashing.imbalance_bound(100_000, 16) == pytest.approx(1.030, abs=0.0005)
-    assert hashing.imbalance_bound(0, 16) == hashing.imbalance_bound(10, 1) == 1
+    assert imbalance_bound(100_000, 16) == pytest.approx(1.030, abs=0.0005)
+    assert imbalance_bound(0, 16) == imbalance_bound(10, 1) == 1
 
 
 # The hash itself

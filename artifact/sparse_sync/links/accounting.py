@@ -12,8 +12,7 @@ from torch import Tensor
 from artifact.sparse_sync.links.transport import Traffic, run_counted
 from artifact.sparse_sync.schemes import Scheme, scheme
 from artifact.sparse_sync.schemes.base import Result
-from artifact.sparse_sync.tensors import sparsity
-from artifact.sparse_sync.tensors.partitions import partition
+from artifact.sparse_sync.tensors.partitions import partition, pull_imbalance, push_imbalance
 from artifact.sparse_sync.tensors.sparse_tensor import SparseTensor
 
 STRETCH = 1 << 24
@@ -87,7 +86,7 @@ def imbalances(chosen: Scheme, units: Sequence[SparseTensor], seed: int) -> tupl
     if chosen.partition is None:
         return None, None
     parts = partition(chosen.partition, units[0].num_units, len(units), seed)
-    return sparsity.push_imbalance(units, parts), sparsity.pull_imbalance(units, parts)
+    return push_imbalance(units, parts), pull_imbalance(units, parts)
 
 
 def is_exact(chosen: Scheme, units: Sequence[SparseTensor], results: Sequence[Result]) -> bool:

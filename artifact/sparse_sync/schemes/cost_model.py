@@ -1,4 +1,4 @@
-"""What a scheme costs: the paper's closed forms, the true bytes from measured statistics, and the scheme to choose.
+"""What a scheme costs: the true bytes from measured statistics, and the scheme to choose.
 
 A cost is in bytes of the busiest rank, summed over the phases; over the bandwidth it is the time (Zen, section 3.1).
 
@@ -17,74 +17,10 @@ from numpy.typing import NDArray
 from artifact.sparse_sync.schemes import SCHEMES, Scheme
 from artifact.sparse_sync.tensors.formats import BLOCK_ELEMENTS, HEADER_BYTES
 from artifact.sparse_sync.tensors.partitions import partition
-from artifact.sparse_sync.tensors.sparse_tensor import SparseTensor
-from artifact.sparse_sync.tensors.sparsity import union
+from artifact.sparse_sync.tensors.sparse_tensor import SparseTensor, union
 
 CANDIDATES = ("ring", "agsparse-row", "sparcml-row", "omnireduce-cyclic", "balanced-coo-row", "zen-row", "zen")
 """What `choose_scheme` picks from where it is not told: the others are never cheaper by more than their imbalance."""
-
-
-def independent_densification(density: float, num_workers: int) -> float:
-    """gamma^k of supports that are drawn independently and evenly: (1 - (1 - d)^k) / d."""
-    return (1 - (1 - density) ** num_workers) / density
-
-
-def balanced_parallelism(dense_bytes: float, density: float, gamma: float, num_workers: int) -> float:
-    """Equation 1: (n-1)/n (gamma^n + 1) 2 M d, COO both ways."""
-    return (num_workers - 1) / num_workers * (gamma + 1) * 2 * dense_bytes * density
-
-
-def hierarchical_centralization(dense_bytes: float, density: float, gammas: Sequence[float]) -> float:
-    """Equation 2: the sum of gamma^k 2 M d over the stages k = 1, 2, 4, ..., n/2."""
-    return sum(gammas) * 2 * dense_bytes * density
-
-
-def dense_ring(dense_bytes: float, num_workers: int) -> float:
-    """2 (n-1)/n M."""
-    return 2 * (num_workers - 1) / num_workers * dense_bytes
-
-
-def all_gather(dense_bytes: float, density: float, num_workers: int) -> float:
-    """2 (n-1) d M: AGsparse."""
-    return 2 * (num_workers - 1) * density * dense_bytes
-
-
-def parameter_server(dense_bytes: float, density: float, gamma: float, skew: float, num_workers: int) -> float:
-    """2 (n-1) (d + d^n) s M / n: contiguous parts under skewness s."""
-    return skew * balanced_parallelism(dense_bytes, density, gamma, num_workers)
-
-
-def omnireduce(dense_bytes: float, block_density: float, block_gamma: float, num_workers: int) -> float:
-    """(n-1)/n (d_b + d_b^n) M (1 + 1/256): blocks, in the balanced best case."""
-    blocks = block_density * (1 + block_gamma) * (1 + HEADER_BYTES / 4 / BLOCK_ELEMENTS)
-    return (num_workers - 1) / num_workers * blocks * dense_bytes
-
-
-def zen(
-    dense_bytes: float,
-    density: float,
-    gamma: float,
-    num_workers: int,
-    push_imbalance: float = 1.0,
-    pull_imbalance: float = 1.0,
-) -> float:
-    """(n-1)/n (2 s_push d + s_pull d^n + 1/32) M: fp32 values, COO push, hash bitmap pull."""
-    share = 2 * push_imbalance * density + pull_imbalance * density * gamma + 1 / 32
-    return (num_workers - 1) / num_workers * share * dense_bytes
-
-
-def break_even_overlap(num_workers: int, density: float = 0.01) -> float:
-    """Pairwise overlap above which equation 1 is cheaper than equation 2, for independent even supports inside a common
-    pool: overlap p means a pool of N / p units. Section 3.1's theorem 1 without its assumption on overlap.
-    """
-    from scipy.optimize import brentq
-
-    def difference(pool_density: float) -> float:
-        gammas = [independent_densification(pool_density, 1 << i) for i in range(num_workers.bit_length() - 1)]
-        last = independent_densification(pool_density, num_workers)
-        return hierarchical_centralization(1, density, gammas) - balanced_parallelism(1, density, last, num_workers)
-
-    return float(brentq(difference, 1e-7, 1 - 1e-9))
 
 
 @dataclass(frozen=True)
@@ -204,14 +140,6 @@ def choose_scheme(
     if current in times and times[best] >= (1 - hysteresis) * times[current]:
         return current
     return best
-
-
-def published_choice(statistics: Statistics) -> str:
-    """Zen's own rule: equation 1 against equation 2, both of COO. `zen` or `sparcml`."""
-    gammas = [stage / statistics.rows.mean if statistics.rows.mean else 1.0 for stage in statistics.rows.stages]
-    one = balanced_parallelism(1, statistics.density, statistics.densification, statistics.num_workers)
-    two = hierarchical_centralization(1, statistics.density, gammas)
-    return "zen" if one < two else "sparcml"
 
 
 def _measured(scheme: Scheme) -> bool:

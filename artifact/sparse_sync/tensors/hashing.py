@@ -56,13 +56,6 @@ def imbalance(count_P: Integers) -> float:
     return float(np.max(count_P)) * len(count_P) / total if total else 1.0
 
 
-def imbalance_bound(num_indices: int, num_partitions: int) -> float:
-    """1 + sqrt(2 n ln n / |I|): what balls thrown into bins give (Zen, theorem 2, with its constant)."""
-    if num_indices == 0 or num_partitions == 1:
-        return 1.0
-    return 1 + float(np.sqrt(2 * num_partitions * np.log(num_partitions) / num_indices))
-
-
 def partition_of(index_N: Tensor, num_partitions: int, seed: int = 0) -> Tensor:
     """Partition of each index by h0, on whatever device the indices are.
 
@@ -165,21 +158,6 @@ def strawman(index_N: Integers, num_partitions: int, seed: int = 0, *, slots_per
     slots = max(1, round(slots_per_index * len(index_N) / num_partitions))
     order_N, count_P = _strawman(index_N, num_partitions, np.uint64(mixed_seed(seed)), slots)
     return Grouping(order_N, count_P, lost=len(index_N) - len(order_N))
-
-
-def expected_serial_share(num_hashes: int, slots_per_index: float) -> float:
-    """Share of the indices that Algorithm 1 puts in its serial region: 1 - x(1) r1/|I| where dx/dt = 1 - x^k."""
-    from scipy.integrate import solve_ivp
-
-    load = 1 / slots_per_index
-    solved = solve_ivp(lambda _, x: 1 - x**num_hashes, (0, load), [0.0], rtol=1e-10, atol=1e-12)
-    return float(1 - solved.y[0, -1] / load)
-
-
-def expected_strawman_loss(slots_per_index: float) -> float:
-    """Share of the indices that the strawman loses: 1 - (1 - exp(-a)) / a with a = |I| / slots."""
-    a = 1 / slots_per_index
-    return float(1 + np.expm1(-a) / a)
 
 
 def _check(num_partitions: int) -> None:

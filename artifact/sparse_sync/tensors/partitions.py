@@ -9,7 +9,7 @@ Shape legend: N = units, P = partitions
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
 
@@ -20,6 +20,7 @@ from torch import Tensor
 from artifact.sparse_sync.tensors import hashing
 from artifact.sparse_sync.tensors.bijection import Bijection
 from artifact.sparse_sync.tensors.formats import BLOCK_ELEMENTS
+from artifact.sparse_sync.tensors.sparse_tensor import SparseTensor, union
 
 
 @dataclass(frozen=True)
@@ -196,3 +197,19 @@ def partition(kind: str, num_units: int, num_parts: int, seed: int = 0) -> Parti
     if kind not in PARTITIONS:
         raise ValueError(f"a partition must be one of {', '.join(PARTITIONS)}, got {kind!r}")
     return PARTITIONS[kind](num_units, num_parts, seed)
+
+
+def push_imbalance(tensors: Sequence[SparseTensor], parts: Partition) -> float:
+    """max over workers i and servers j of n |I_i^j| / |I_i| (Zen, definition 8); 1 where all are empty."""
+    ratios = [
+        parts.count(tensor.index_N).max() * parts.num_parts / tensor.num_indices
+        for tensor in tensors
+        if tensor.num_indices
+    ]
+    return float(max(ratios, default=1.0))
+
+
+def pull_imbalance(tensors: Sequence[SparseTensor], parts: Partition) -> float:
+    """max over servers j of n |I^j| / |I|, I the union of all workers' units (Zen, definition 8); 1 where empty."""
+    together = union(tensors)
+    return float(parts.count(together).max() * parts.num_parts / together.numel()) if together.numel() else 1.0

@@ -85,6 +85,17 @@ class SparseTensor:
         return SparseTensor(self.index_N[first:last] - start, self.value_ND[first:last], stop - start)
 
 
+def union(tensors: Sequence[SparseTensor]) -> Tensor:
+    """Units that any of the tensors lists. [U], int64, sorted"""
+    num_units = tensors[0].num_units
+    if sum(tensor.num_indices for tensor in tensors) * 8 < num_units:
+        return torch.unique(torch.cat([tensor.index_N for tensor in tensors]))
+    listed = torch.zeros(num_units, dtype=torch.bool, device=tensors[0].index_N.device)
+    for tensor in tensors:
+        listed[tensor.index_N] = True
+    return listed.nonzero().reshape(-1)
+
+
 def sum_in_rank_order(parts: Sequence[Units], length: int) -> Units:
     """Sum of units that may be in several parts: ((first + second) + third) + ..., the same bits on every rank.
 

@@ -11,9 +11,9 @@ from artifact import sweep
 from artifact.sparse_sync import workloads
 from artifact.sparse_sync.links.accounting import synchronise, traffic_of
 from artifact.sparse_sync.schemes import cost_model
-from artifact.sparse_sync.tensors import sparsity
-from artifact.sparse_sync.tensors.partitions import partition
+from artifact.sparse_sync.tensors.partitions import partition, pull_imbalance, push_imbalance
 from artifact.sparse_sync.workloads import workload_tensors
+from figures.zen import closed_forms
 
 
 def characterisation(
@@ -31,18 +31,18 @@ def characterisation(
 def _characterise(*, name: str, num_workers: int, parts: list[int], steps: int, seed: int) -> pd.DataFrame:
     label, tensors = workload_tensors(name, num_workers, steps, seed)
     rows: list[tuple[str, float, float]] = [
-        ("density", 0, float(np.mean([sparsity.density(tensor) for tensor in tensors])))
+        ("density", 0, float(np.mean([closed_forms.density(tensor) for tensor in tensors])))
     ]
-    rows += [("overlap", pair, value) for pair, value in enumerate(sparsity.overlap_ratios(tensors))]
+    rows += [("overlap", pair, value) for pair, value in enumerate(closed_forms.overlap_ratios(tensors))]
     counts = [1 << i for i in range(num_workers.bit_length()) if 1 << i <= num_workers]
-    rows += [("densification", k, sparsity.densification_ratio(tensors[:k])) for k in counts]
-    rows += [("skewness", each, sparsity.skewness_ratio(tensors[0], each)) for each in parts]
-    shares = np.mean([sparsity.part_shares(tensor, 8) for tensor in tensors], axis=0)
+    rows += [("densification", k, closed_forms.densification_ratio(tensors[:k])) for k in counts]
+    rows += [("skewness", each, closed_forms.skewness_ratio(tensors[0], each)) for each in parts]
+    shares = np.mean([closed_forms.part_shares(tensor, 8) for tensor in tensors], axis=0)
     rows += [("share_in_eight", part, float(share)) for part, share in enumerate(shares)]
     hashed = partition("hashed", tensors[0].size, num_workers, seed)
     elements = [tensor.elements() for tensor in tensors]
-    rows.append(("push_imbalance", num_workers, sparsity.push_imbalance(elements, hashed)))
-    rows.append(("pull_imbalance", num_workers, sparsity.pull_imbalance(elements, hashed)))
+    rows.append(("push_imbalance", num_workers, push_imbalance(elements, hashed)))
+    rows.append(("pull_imbalance", num_workers, pull_imbalance(elements, hashed)))
     table = pd.DataFrame(rows, columns=["quantity", "x", "value"])
     table.insert(0, "workload", label)
     return table.assign(units=tensors[0].num_units, width=tensors[0].width, workers=num_workers)
@@ -104,17 +104,17 @@ def design_space(*, workers: Sequence[int], rows: int, tokens_per_worker: int, s
     table = []
     for n in workers:
         tensors = everyone[:n]
-        d = float(np.mean([sparsity.density(tensor) for tensor in tensors]))
-        gammas = [sparsity.densification_ratio(everyone[:k]) for k in (1 << i for i in range((n - 1).bit_length()))]
-        gamma = sparsity.densification_ratio(tensors)
+        d = float(np.mean([closed_forms.density(tensor) for tensor in tensors]))
+        gammas = [closed_forms.densification_ratio(everyone[:k]) for k in (1 << i for i in range((n - 1).bit_length()))]
+        gamma = closed_forms.densification_ratio(tensors)
         # A block of 256 elements is half of a row of 512 columns: blocks are as dense as rows.
         costs = {
-            "AllReduce": cost_model.dense_ring(1, n),
-            "AGsparse": cost_model.all_gather(1, d, n),
-            "SparCML": cost_model.hierarchical_centralization(1, d, gammas),
-            "OmniReduce": cost_model.omnireduce(1, d, gamma, n) * sparsity.skewness_ratio(tensors[0], n),
-            "Balanced Parallelism": cost_model.balanced_parallelism(1, d, gamma, n),
-            "Zen": cost_model.zen(1, d, gamma, n),
+            "AllReduce": closed_forms.dense_ring(1, n),
+            "AGsparse": closed_forms.all_gather(1, d, n),
+            "SparCML": closed_forms.hierarchical_centralization(1, d, gammas),
+            "OmniReduce": closed_forms.omnireduce(1, d, gamma, n) * closed_forms.skewness_ratio(tensors[0], n),
+            "Balanced Parallelism": closed_forms.balanced_parallelism(1, d, gamma, n),
+            "Zen": closed_forms.zen(1, d, gamma, n),
         }
         ring = costs["AllReduce"]
         table += [
@@ -150,7 +150,7 @@ def _selected(
     statistics = cost_model.measure_statistics(tensors, seed)
     best = min(bytes_of, key=lambda name: bytes_of[name])
     chosen = cost_model.choose_scheme(statistics, candidates=candidates)
-    published = cost_model.published_choice(statistics)
+    published = closed_forms.published_choice(statistics)
     row = {"workers": num_workers, "overlap": overlap, "density": density, "cheapest": best, "chosen": chosen}
     return pd.DataFrame(
         [
@@ -167,4 +167,4 @@ def _selected(
 
 def break_even(*, workers: Sequence[int]) -> pd.DataFrame:
     """Overlap above which Balanced Parallelism beats Hierarchical Centralization, by equations 1 and 2 (theorem 1)."""
-    return pd.DataFrame([{"workers": n, "overlap": cost_model.break_even_overlap(n)} for n in workers])
+    return pd.DataFrame([{"workers": n, "overlap": closed_forms.break_even_overlap(n)} for n in workers])

@@ -13,6 +13,7 @@ from artifact.sparse_sync.tensors import hashing
 from artifact.sparse_sync.tensors.formats import Bitmap, Blocks, Coo, Dense
 from artifact.sparse_sync.tensors.grouping import group_indices
 from artifact.sparse_sync.tensors.partitions import Hashed
+from figures.zen import closed_forms
 
 
 def serial_region(
@@ -35,7 +36,7 @@ def serial_region(
                     "hashes": k,
                     "slots_per_index": slots,
                     "serial_pct": 100 * found.serial / len(index_N),
-                    "expected_pct": 100 * hashing.expected_serial_share(k, slots),
+                    "expected_pct": 100 * closed_forms.expected_serial_share(k, slots),
                     "overflow": max(0, round(found.serial - 0.1 * slots * len(index_N))),
                     "lost": len(index_N) - len(found.order_N),
                     "million_elements_per_s": len(index_N) / 1e6 / seconds,
@@ -77,7 +78,7 @@ def strawman_loss(*, num_indices: int, slots_per_index: Sequence[float], seed: i
     rows = []
     for slots in slots_per_index:
         found = hashing.strawman(index_N, 16, seed, slots_per_index=slots)
-        expected = 100 * hashing.expected_strawman_loss(slots)
+        expected = 100 * closed_forms.expected_strawman_loss(slots)
         rows.append({"slots_per_index": slots, "lost_pct": 100 * found.lost / len(index_N), "expected_pct": expected})
     return pd.DataFrame(rows)
 
@@ -104,7 +105,7 @@ def imbalance(
                         )
                         found = group_indices(index_N, method, n, size, seed=seed)
                         worst = max(worst, hashing.imbalance(found.count_P))
-                    bound = 1 + 1.5 * (hashing.imbalance_bound(count, n) - 1)
+                    bound = 1 + 1.5 * (closed_forms.imbalance_bound(count, n) - 1)
                     rows.append(
                         {
                             "method": method,
