@@ -69,7 +69,7 @@ def own_time() -> pd.DataFrame:
         "zipf rows": workloads.zipf_embedding(rows=100_000, width=64, tokens_per_worker=3000, num_workers=8, seed=0),
         "uniform elements": workloads.uniform(size=4_000_000, density=0.05, overlap=0.5, num_workers=8, seed=0),
     }.items():
-        costs = cost_model.predict(cost_model.measure_statistics(tensors))
+        costs = cost_model.predict_bytes(cost_model.measure_statistics(tensors))
         saved = (costs["ring"] - costs["zen-row"]) * 8 / 200e6
         own = _zen_compute(tensors)
         rows.append({"gradient": name, "own_ms": 1e3 * own, "saved_ms": 1e3 * saved, "share_pct": 100 * own / saved})

@@ -1,6 +1,6 @@
 """The paper's formulas, and the properties of gradients that go into them (Zen, sections 2 and 3).
 
-Costs are bytes of the busiest rank, for fp32 values and 4-byte indices: n workers, a dense tensor of M bytes, density d,
+Costs are bytes of the busiest rank, for fp32 values and 4-byte indices: n workers, dense tensor of M bytes, density d,
 densification gamma^n (density of the sum over d).
 """
 

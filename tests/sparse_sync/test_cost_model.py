@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from artifact.sparse_sync.links.accounting import traffic_of
-from artifact.sparse_sync.schemes.cost_model import CANDIDATES, choose_scheme, measure_statistics, predict
+from artifact.sparse_sync.schemes.cost_model import CANDIDATES, choose_scheme, measure_statistics, predict_bytes
 from artifact.sparse_sync.tensors.sparse_tensor import SparseTensor
 from artifact.sparse_sync.workloads import uniform, zipf_embedding
 from figures.zen import closed_forms
@@ -40,7 +40,7 @@ WORKLOADS = {
 @pytest.mark.parametrize("workload", WORKLOADS)
 def test_predicted_bytes_are_within_four_per_cent_of_counted_ones(workload, n):
     tensors = WORKLOADS[workload](n)
-    predicted = predict(measure_statistics(tensors))
+    predicted = predict_bytes(measure_statistics(tensors))
     for name in predicted:
         counted = traffic_of(name, tensors).busiest_bytes
         assert predicted[name] == pytest.approx(counted, rel=0.04), name
@@ -51,7 +51,7 @@ def test_predictions_are_of_two_byte_values_too():
         SparseTensor(each.index_N, each.value_ND.to(torch.bfloat16), each.num_units)
         for each in zipf_embedding(rows=6000, width=4, tokens_per_worker=2500, num_workers=4, seed=2)
     ]
-    for name, predicted in predict(measure_statistics(tensors)).items():
+    for name, predicted in predict_bytes(measure_statistics(tensors)).items():
         assert predicted == pytest.approx(traffic_of(name, tensors).busiest_bytes, rel=0.04), name
 
 
@@ -139,7 +139,8 @@ def test_the_published_rule_errs_where_the_bitmap_or_rows_make_the_difference():
         case
         for case, statistics, _ in cases()
         if (published := published_choice(statistics)) != choose_scheme(statistics, candidates=("zen", "sparcml"))
-        and predict(statistics)[published] > 1.02 * min(predict(statistics)[name] for name in ("zen", "sparcml"))
+        and predict_bytes(statistics)[published]
+        > 1.02 * min(predict_bytes(statistics)[name] for name in ("zen", "sparcml"))
     ]
     assert wrong, "there is a case where equations 1 and 2 choose wrong"
     for n, overlap, density in wrong[:5]:
@@ -151,7 +152,7 @@ def test_the_published_rule_errs_where_the_bitmap_or_rows_make_the_difference():
 
 def test_the_current_scheme_is_kept_unless_another_is_faster_by_more_than_the_hysteresis():
     statistics = measure_statistics(uniform(size=16_384, density=0.02, overlap=0.3, num_workers=8, seed=1))
-    costs = predict(statistics)
+    costs = predict_bytes(statistics)
     best = choose_scheme(statistics)
     ranked = sorted(CANDIDATES, key=lambda name: costs[name])
     assert ranked[0] == best
@@ -179,7 +180,7 @@ def test_empty_gradients_have_a_choice():
     empty = SparseTensor(torch.empty(0, dtype=torch.int64), torch.empty(0, 4), 100)
     statistics = measure_statistics([empty] * 4)
     assert (statistics.density, statistics.densification) == (0, 1)
-    costs = predict(statistics)
+    costs = predict_bytes(statistics)
     assert all(np.isfinite(list(costs.values())))
     assert costs[choose_scheme(statistics)] == 0
     assert published_choice(statistics) in ("zen", "sparcml")
@@ -207,6 +208,6 @@ def test_a_wrong_option_is_named_with_its_value(options):
 def test_another_number_of_workers_is_predicted_from_the_growth_of_the_union(more):
     few = uniform(size=60_000, density=0.02, overlap=0.3, num_workers=4, seed=1)
     many = uniform(size=60_000, density=0.02, overlap=0.3, num_workers=more, seed=1)
-    predicted = predict(measure_statistics(few), more)
+    predicted = predict_bytes(measure_statistics(few), more)
     for name in ("ring", "agsparse", "sparcml", "zen", "balanced-coo"):
         assert predicted[name] == pytest.approx(traffic_of(name, many).busiest_bytes, rel=0.25), name

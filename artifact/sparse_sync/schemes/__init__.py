@@ -77,6 +77,7 @@ SCHEMES: dict[str, Scheme] = {
         *_both("zen-modulo", "Modulo", _served("modulo", Coo, Bitmap), "modulo"),
     ]
 }
+"""Every scheme by name; a `-row` scheme sends rows of a table instead of their elements."""
 
 COMPARED = ("ring", "agsparse", "sparcml", "omnireduce", "omnireduce-cyclic", "ps", "balanced-coo", "zen", "zen-row")
 """What `--scheme all` runs."""

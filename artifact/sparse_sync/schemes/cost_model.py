@@ -101,7 +101,7 @@ def measure_statistics(tensors: Sequence[SparseTensor], seed: int = 0) -> Statis
     )
 
 
-def predict(statistics: Statistics, num_workers: int | None = None) -> dict[str, float]:
+def predict_bytes(statistics: Statistics, num_workers: int | None = None) -> dict[str, float]:
     """Bytes of the busiest rank for every scheme whose loads were measured.
 
     num_workers: another number of workers than the statistics are of; their unions are then extrapolated
@@ -134,7 +134,7 @@ def choose_scheme(
             "num_workers must be at least 1, bandwidth_gbps positive and hysteresis in [0, 1), got "
             f"{n}, {bandwidth_gbps}, {hysteresis}"
         )
-    costs = predict(statistics, n)
+    costs = predict_bytes(statistics, n)
     times = {name: costs[name] * 8 / (bandwidth_gbps * 1e9) + _phases(name, n) * latency_s for name in candidates}
     best = min(times, key=lambda name: times[name])
     if current in times and times[best] >= (1 - hysteresis) * times[current]:

@@ -186,6 +186,7 @@ PARTITIONS: dict[str, Callable[..., Partition]] = {
     "hashed": Hashed,
     "bijection": Bijective,
 }
+"""Kinds of partition by name."""
 
 
 @lru_cache(maxsize=32)

@@ -75,7 +75,7 @@ def _counted(
     rows = []
     for n in workers:
         statistics = cost_model.measure_statistics(tensors[:n], seed)
-        predicted = cost_model.predict(statistics)
+        predicted = cost_model.predict_bytes(statistics)
         chosen = cost_model.choose_scheme(statistics, bandwidth_gbps=bandwidth_gbps)
         for scheme in schemes:
             seen = synchronise(scheme, tensors[:n], bandwidth_gbps=bandwidth_gbps, seed=seed).as_dict()
