@@ -10,6 +10,7 @@ from artifact import __main__ as command_line
 from artifact import systems
 from artifact.sparse_sync import commands
 from artifact.sparse_sync.schemes import COMPARED, SCHEMES
+from artifact.sparse_sync.tensors.grouping import METHODS
 
 REPORT = {
     "scheme",
@@ -126,7 +127,7 @@ def test_a_table_has_a_line_for_each_scheme(run, file):
     assert [line.split()[0] for line in lines] == list(COMPARED)
 
 
-@pytest.mark.parametrize("method", commands.METHODS)
+@pytest.mark.parametrize("method", METHODS)
 def test_partition_says_how_evenly_and_what_is_lost(run, file, method):
     rng = np.random.default_rng(1)
     index = {f"index_{worker}": np.unique(rng.integers(0, 100_000, 4000)) for worker in range(2)}
@@ -134,6 +135,7 @@ def test_partition_says_how_evenly_and_what_is_lost(run, file, method):
     found = printed(run("partition", path, "--method", method, "--partitions", 8, "--json"))
     assert set(found) == {
         "method",
+        "device",
         "partitions",
         "workers",
         "indices",

@@ -133,7 +133,19 @@ def hierarchical(
     num_hashes:      k, second-level hashes
     slots_per_index: r1 / |I|, parallel slots of all partitions together
     serial_share:    r2 / r1, serial slots before growing
-    Raises:          ValueError unless num_partitions is in [1, 65536], num_hashes >= 1, slots_per_index > 0
+    Raises:          ValueError as `memory_plan`
+    """
+    plan = memory_plan(len(index_N), num_partitions, seed, num_hashes, slots_per_index, serial_share)
+    order_N, count_P, serial, grown = _hierarchical(index_N, num_partitions, np.array(plan[0], np.uint64), *plan[1:])
+    return Grouping(order_N, count_P, serial=int(serial), grown=int(grown))
+
+
+def memory_plan(
+    num_indices: int, num_partitions: int, seed: int, num_hashes: int, slots_per_index: float, serial_share: float
+) -> tuple[list[int], int, int]:
+    """Algorithm 1's seeds, h0 first, and the parallel and serial slots of each partition.
+
+    Raises: ValueError unless num_partitions is in [1, 65536], num_hashes >= 1, slots_per_index > 0, serial_share >= 0
     """
     _check(num_partitions)
     if num_hashes < 1 or slots_per_index <= 0 or serial_share < 0:
@@ -141,12 +153,9 @@ def hierarchical(
             "num_hashes must be at least 1, slots_per_index positive and serial_share not negative, got "
             f"{num_hashes}, {slots_per_index}, {serial_share}"
         )
-    slots = max(1, round(slots_per_index * len(index_N) / num_partitions))
-    seeds = np.array([mixed_seed(seed, level) for level in range(num_hashes + 1)], dtype=np.uint64)
-    order_N, count_P, serial, grown = _hierarchical(
-        index_N, num_partitions, seeds, slots, max(1, round(serial_share * slots))
-    )
-    return Grouping(order_N, count_P, serial=int(serial), grown=int(grown))
+    slots = max(1, round(slots_per_index * num_indices / num_partitions))
+    seeds = [mixed_seed(seed, level) for level in range(num_hashes + 1)]
+    return seeds, slots, max(1, round(serial_share * slots))
 
 
 def strawman(index_N: Integers, num_partitions: int, seed: int = 0, *, slots_per_index: float = 2.0) -> Grouping:
