@@ -195,11 +195,7 @@ def _define_sparse_gradients(model: DistributedDataParallel, _: object) -> None:
     """Give sparse embeddings an empty gradient: DDP asserts that one is defined, also where a rank used no row."""
     for module in model.module.modules():
         if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.sparse and module.weight.grad is None:
-            rows, width = module.weight.shape
-            module.weight.grad = torch.sparse_coo_tensor(
-                torch.empty(1, 0, dtype=torch.int64, device=module.weight.device),
-                torch.empty(0, width, dtype=module.weight.dtype, device=module.weight.device),
-                (rows, width),
-                is_coalesced=True,
-                check_invariants=False,
-            )
+            weight = module.weight.detach()
+            none = torch.empty(0, dtype=torch.int64, device=weight.device)
+            empty = SparseTensor(none, weight.new_empty(0, weight.shape[1]), len(weight))
+            module.weight.grad = _as_coo(empty, weight.shape)

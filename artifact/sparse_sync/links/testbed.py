@@ -18,9 +18,8 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -85,15 +84,12 @@ class Testbed:
         self.bridge = f"{PREFIX}{os.getpid()}b"
         self.namespaces = [f"{PREFIX}{os.getpid()}n{rank}" for rank in range(num_workers)]
         self._reaper: tuple[subprocess.Popen[bytes], int] | None = None
-        self._handler: Any = None
 
     def __enter__(self) -> Testbed:
         if Path(f"/sys/class/net/{self.bridge}").exists():  # failing later would remove the links of the other
             raise OSError("a process must hold one testbed at a time, got a second")
         clean()
         self._reaper = _reaper(self.bridge, self.namespaces)
-        if _in_main_thread():
-            self._handler = signal.signal(signal.SIGTERM, _interrupted)
         try:
             self._make()
         except BaseException:
@@ -111,8 +107,6 @@ class Testbed:
             process.kill()  # a late one would remove the next testbed, whose names are the same
             process.wait()
             os.close(pipe)
-        if self._handler is not None:
-            signal.signal(signal.SIGTERM, self._handler)
 
     def run(self, function: Callable[[int, int], Any], *, timeout_s: float = 600) -> list[Any]:
         """`artifact.sparse_sync.links.launch.run`, each rank behind its own link."""
@@ -169,7 +163,7 @@ def measure_links(
         raise ValueError(f"systems must be schemes or one of {', '.join(PEERS)}, got {', '.join(unknown)}")
     rows = []
     with Testbed(len(tensors), rate) as bed:
-        ranks = bed.run(partial(_timed_ranks, tensors, systems, repeats, seed))
+        ranks = bed.run(lambda rank, _: {system: _timed(tensors[rank], system, repeats, seed) for system in systems})
     for system in systems:
         _check(system, tensors, [each[system]["sum"] for each in ranks])
         counted = run_counted(SCHEMES[system], tensors, seed)[1] if system in SCHEMES else None
@@ -190,12 +184,6 @@ def measure_links(
                 }
             )
     return pd.DataFrame(rows)
-
-
-def _timed_ranks(
-    tensors: Sequence[SparseTensor], systems: Sequence[str], repeats: int, seed: int, rank: int, _: int
-) -> dict[str, Any]:
-    return {system: _timed(tensors[rank], system, repeats, seed) for system in systems}
 
 
 def _timed(tensor: SparseTensor, system: str, repeats: int, seed: int) -> dict[str, Any]:
@@ -278,16 +266,6 @@ def _reaper(bridge: str, namespaces: Sequence[str]) -> tuple[subprocess.Popen[by
     )
     os.close(receiving)
     return process, sending
-
-
-def _interrupted(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)
-
-
-def _in_main_thread() -> bool:
-    import threading
-
-    return threading.current_thread() is threading.main_thread()
 
 
 def _ip(arguments: str, *, check: bool = True) -> str:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import TypeAlias
 
 from artifact.sparse_sync.schemes.balanced import parallelism
 from artifact.sparse_sync.schemes.base import Exchange, RankContext, Steps
@@ -16,10 +17,8 @@ from artifact.sparse_sync.tensors.sparse_tensor import SparseTensor
 __all__ = ["COMPARED", "SCHEMES", "Exchange", "RankContext", "Scheme", "scheme"]
 
 
-class Function(Protocol):
-    """A scheme for one rank (see `artifact.sparse_sync.schemes.base`)."""
-
-    def __call__(self, context: RankContext, tensor: SparseTensor) -> Steps: ...
+Function: TypeAlias = Callable[[RankContext, SparseTensor], Steps]
+"""A scheme for one rank (see `artifact.sparse_sync.schemes.base`)."""
 
 
 @dataclass(frozen=True)

@@ -8,11 +8,11 @@ Shape legend: n = workers, N = units a worker lists, U = units of the sum
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
+from torch import Tensor
 
 from artifact.sparse_sync.schemes import SCHEMES, Scheme
 from artifact.sparse_sync.tensors.formats import BLOCK_ELEMENTS, HEADER_BYTES
@@ -75,29 +75,24 @@ class Statistics:
 
     @property
     def densification(self) -> float:
-        """gamma^n."""
+        """Density of the sum over the mean density, gamma^n."""
         return self.rows.union / self.rows.mean if self.rows.mean else 1.0
-
-    @cached_property
-    def dense_bytes(self) -> int:
-        """M."""
-        return self.rows.num_units * self.width * self.value_bytes
 
 
 def measure_statistics(tensors: Sequence[SparseTensor], seed: int = 0) -> Statistics:
-    """Statistics of one tensor a worker; only the indices are looked at."""
+    """Statistics of one tensor a worker; only the indices are looked at. seed: of the hash"""
     first = tensors[0]
-    rows = [tensor.index_N.cpu().numpy() for tensor in tensors]
-    elements = [tensor.elements().index_N.cpu().numpy() for tensor in tensors]
-    blocks = [np.unique(index_N // BLOCK_ELEMENTS) for index_N in elements]
-    kinds = ("hashed", "contiguous")
+    num_blocks = -(-first.size // BLOCK_ELEMENTS)
+    rows = [_support(tensor.index_N.cpu(), first.num_units) for tensor in tensors]
+    elements = [_support(tensor.elements().index_N.cpu(), first.size) for tensor in tensors]
+    blocks = [_support((tensor.index_N // BLOCK_ELEMENTS).unique_consecutive(), num_blocks) for tensor in elements]
     return Statistics(
         num_workers=len(tensors),
         width=first.width,
         value_bytes=first.value_ND.dtype.itemsize,
-        rows=_granularity(rows, first.num_units, kinds, seed),
-        elements=_granularity(elements, first.size, kinds, seed),
-        blocks=_granularity(blocks, -(-first.size // BLOCK_ELEMENTS), ("contiguous", "modulo"), seed),
+        rows=_granularity(rows, ("hashed", "contiguous"), seed),
+        elements=_granularity(elements, ("hashed", "contiguous"), seed),
+        blocks=_granularity(blocks, ("contiguous", "modulo"), seed),
     )
 
 
@@ -179,58 +174,56 @@ def _phases(name: str, num_workers: int) -> int:
     return 1 if name.startswith("agsparse") else 2
 
 
-def _granularity(index: list[NDArray[np.int64]], num_units: int, kinds: Sequence[str], seed: int) -> Granularity:
-    n = len(index)
-    together = _union(index, num_units)
+def _support(index_N: Tensor, num_units: int) -> SparseTensor:
+    """A tensor without values."""
+    return SparseTensor(index_N, torch.empty(index_N.numel(), 0), num_units)
+
+
+def _granularity(supports: Sequence[SparseTensor], kinds: Sequence[str], seed: int) -> Granularity:
+    listed, together = [support.num_indices for support in supports], union(supports)
     return Granularity(
-        num_units=num_units,
-        mean=float(np.mean([len(each) for each in index])),
-        largest=max(len(each) for each in index),
-        stages=_stages(index, num_units),
-        union=len(together),
-        loads={kind: _load(index, together, kind, num_units, n, seed) for kind in kinds},
+        num_units=supports[0].num_units,
+        mean=float(np.mean(listed)),
+        largest=max(listed),
+        stages=_stages(supports),
+        union=together.numel(),
+        loads={kind: _load(supports, together, kind, seed) for kind in kinds},
     )
 
 
-def _union(index: Sequence[NDArray[np.int64]], num_units: int) -> NDArray[np.int64]:
-    import torch
-
-    tensors = [SparseTensor(torch.from_numpy(each), torch.empty(len(each), 0), num_units) for each in index]
-    return np.asarray(union(tensors).numpy())
-
-
-def _stages(index: list[NDArray[np.int64]], num_units: int) -> tuple[int, ...]:
+def _stages(supports: Sequence[SparseTensor]) -> tuple[int, ...]:
     """Largest message of each phase of `artifact.sparse_sync.schemes.centralized.sparcml`, in units."""
-    n = len(index)
+    n = len(supports)
     power = 1 << (n.bit_length() - 1)
-    stages = [max(len(each) for each in index[power:])] if power < n else []
-    groups = [_union([index[r], index[r + power]], num_units) if r + power < n else index[r] for r in range(power)]
+    groups, stages = list(supports[:power]), []
+
+    def merged(*group: SparseTensor) -> SparseTensor:
+        return _support(union(group), group[0].num_units)
+
+    if power < n:
+        stages.append(max(support.num_indices for support in supports[power:]))
+        groups[: n - power] = map(merged, groups, supports[power:])
     while len(groups) > 1:
-        stages.append(max(len(group) for group in groups))
-        groups = [_union(pair, num_units) for pair in zip(groups[::2], groups[1::2], strict=True)]
-    return tuple([*stages, len(groups[0])] if power < n else stages)
+        stages.append(max(group.num_indices for group in groups))
+        groups = list(map(merged, groups[::2], groups[1::2]))
+    return tuple([*stages, groups[0].num_indices] if power < n else stages)
 
 
-def _load(
-    index: list[NDArray[np.int64]], together: NDArray[np.int64], kind: str, num_units: int, n: int, seed: int
-) -> Load:
-    import torch
-
+def _load(supports: Sequence[SparseTensor], together: Tensor, kind: str, seed: int) -> Load:
+    n = len(supports)
     if n == 1:
         return Load(1.0, 1.0)
-    parts = partition(kind, num_units, n, seed)
-    sent_WP = np.stack([parts.count(torch.from_numpy(each)) for each in index])
+    parts = partition(kind, supports[0].num_units, n, seed)
+    sent_WP = np.stack([parts.count(support.index_N) for support in supports])
     np.fill_diagonal(sent_WP, 0)
     push = max(sent_WP.sum(axis=0).max(), sent_WP.sum(axis=1).max())
-    sums_P = parts.count(torch.from_numpy(together))
-    pull = (n - 1) * sums_P.max()
-    mean = float(np.mean([len(each) for each in index]))
-    share = (n - 1) / n
-    return Load(push / (share * mean) if mean else 1.0, pull / (share * len(together)) if len(together) else 1.0)
+    pull = (n - 1) * parts.count(together).max()
+    mean, share = float(np.mean([support.num_indices for support in supports])), (n - 1) / n
+    return Load(push / (share * mean) if mean else 1.0, pull / (share * together.numel()) if together.numel() else 1.0)
 
 
 def _scaled(statistics: Statistics, num_workers: int) -> Statistics:
-    """The statistics of another number of workers: unions go on growing as they last did."""
+    """The statistics of another number of workers: unions keep growing at their last rate."""
 
     def scale(units: Granularity) -> Granularity:
         curve = [units.mean, *units.stages[1:], float(units.union)]
@@ -244,16 +237,8 @@ def _scaled(statistics: Statistics, num_workers: int) -> Statistics:
                 return float(np.exp(np.interp(np.log(k), np.log(sizes), np.log(np.maximum(curve, 1)))))
             return float(min(units.num_units, curve[-1] * (k / sizes[-1]) ** growth))
 
-        stages = [at(1 << i) for i in range((num_workers - 1).bit_length())]
-        return Granularity(
-            units.num_units, units.mean, units.largest, tuple(map(round, stages)), round(at(num_workers)), units.loads
-        )
+        stages = [round(at(1 << i)) for i in range((num_workers - 1).bit_length())]
+        return replace(units, stages=tuple(stages), union=round(at(num_workers)))
 
-    return Statistics(
-        num_workers,
-        statistics.width,
-        statistics.value_bytes,
-        scale(statistics.rows),
-        scale(statistics.elements),
-        scale(statistics.blocks),
-    )
+    scaled = {name: scale(getattr(statistics, name)) for name in ("rows", "elements", "blocks")}
+    return replace(statistics, num_workers=num_workers, **scaled)

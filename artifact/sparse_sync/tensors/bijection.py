@@ -38,16 +38,16 @@ class Bijection:
 
     def forward(self, index_N: Tensor) -> Tensor:
         """Where each index goes. [N], int64, in [0, size) -> the same"""
-        return self._apply(index_N, self._keys, inverse=False)
+        return self._apply(index_N, inverse=False)
 
     def inverse(self, position_N: Tensor) -> Tensor:
         """What comes to each position: the inverse of `forward`."""
-        return self._apply(position_N, self._keys, inverse=True)
+        return self._apply(position_N, inverse=True)
 
-    def _apply(self, value_N: Tensor, keys: np.ndarray, *, inverse: bool) -> Tensor:
+    def _apply(self, value_N: Tensor, *, inverse: bool) -> Tensor:
         out_N = np.empty(value_N.numel(), dtype=np.int64)
-        walk = _walk_back if inverse else _walk
-        walk(value_N.cpu().contiguous().numpy(), np.uint64(self.size), np.uint64(self._bits), keys, out_N)
+        given_N = value_N.cpu().contiguous().numpy()
+        _walk(given_N, np.uint64(self.size), np.uint64(self._bits), self._keys, inverse, out_N)
         return torch.from_numpy(out_N).to(value_N.device)
 
     @cached_property
@@ -81,20 +81,12 @@ def _once_back(value, mask, shift, keys):
 
 
 @numba.njit(nogil=True, cache=True)
-def _walk(value_N, size, bits, keys, out_N):
+def _walk(value_N, size, bits, keys, inverse, out_N):
     mask, shift = (np.uint64(1) << bits) - np.uint64(1), (bits + np.uint64(1)) // np.uint64(2)
     for i in range(len(value_N)):
-        value = _once(np.uint64(value_N[i]), mask, shift, keys)
-        while value >= size:
-            value = _once(value, mask, shift, keys)
-        out_N[i] = np.int64(value)
-
-
-@numba.njit(nogil=True, cache=True)
-def _walk_back(value_N, size, bits, keys, out_N):
-    mask, shift = (np.uint64(1) << bits) - np.uint64(1), (bits + np.uint64(1)) // np.uint64(2)
-    for i in range(len(value_N)):
-        value = _once_back(np.uint64(value_N[i]), mask, shift, keys)
-        while value >= size:
-            value = _once_back(value, mask, shift, keys)
+        value = np.uint64(value_N[i])
+        while True:
+            value = _once_back(value, mask, shift, keys) if inverse else _once(value, mask, shift, keys)
+            if value < size:
+                break
         out_N[i] = np.int64(value)

@@ -142,13 +142,6 @@ def in_order(index_N: Tensor, value_ND: Tensor, num_units: int) -> SparseTensor:
     return SparseTensor(index_N[order_N], value_ND[order_N], num_units)
 
 
-def from_dense(dense: Tensor) -> SparseTensor:
-    """Non-zero elements of a dense tensor of any shape, which is flattened."""
-    flat = dense.reshape(-1)
-    index_N = flat.nonzero().reshape(-1)
-    return SparseTensor(index_N, flat[index_N].reshape(-1, 1), flat.numel())
-
-
 def from_coo(gradient: Tensor) -> SparseTensor:
     """Rows of a `torch.sparse_coo` gradient with one sparse dimension, such as that of an embedding.
 
@@ -165,8 +158,12 @@ def from_coo(gradient: Tensor) -> SparseTensor:
 
 
 def as_sparse(gradient: Tensor) -> SparseTensor:
-    """Any gradient: the rows of a sparse one, the elements other than zero of a dense one."""
-    return from_coo(gradient) if gradient.layout == torch.sparse_coo else from_dense(gradient)
+    """Any gradient: the rows of a sparse one, or the non-zero elements of a dense one of any shape, flattened."""
+    if gradient.layout == torch.sparse_coo:
+        return from_coo(gradient)
+    flat = gradient.reshape(-1)
+    index_N = flat.nonzero().reshape(-1)
+    return SparseTensor(index_N, flat[index_N].reshape(-1, 1), flat.numel())
 
 
 def index_problem(index_N: Tensor, num_units: int) -> str | None:
