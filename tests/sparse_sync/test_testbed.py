@@ -72,10 +72,16 @@ def test_the_wire_carries_what_zen_counts_for_rows():
 
 @needs_links
 def test_a_late_reaper_leaves_the_next_testbed_alone(monkeypatch):
-    orders = testbed._orders
+    popen = subprocess.Popen
+
+    def slow(command, **options):
+        if command[0] == "sh":
+            command = [*command[:2], command[2].replace("cat >/dev/null;", "cat >/dev/null; sleep 0.5;")]
+            assert "sleep" in command[2]
+        return popen(command, **options)
+
     with monkeypatch.context() as late:
-        late.setattr(testbed, "_remove", lambda *names, remove=testbed._remove: (late.undo(), remove(*names)))
-        late.setattr(testbed, "_orders", lambda *names: ["sleep 0.5", *orders(*names)])
+        late.setattr(subprocess, "Popen", slow)
         with testbed.Testbed(2, "100mbit"):
             pass
     with testbed.Testbed(2, "100mbit") as bed:

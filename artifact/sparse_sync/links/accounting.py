@@ -16,16 +16,16 @@ from artifact.sparse_sync.tensors.partitions import partition, pull_imbalance, p
 from artifact.sparse_sync.tensors.sparse_tensor import SparseTensor
 
 STRETCH = 1 << 24
-"""Units that are compared at a time, so that a tensor of the paper's size fits."""
+"""Units that are compared at a time: bounds the memory for a tensor of the paper's size."""
 
 
 @dataclass(frozen=True)
 class SyncReport:
     """A scheme on one input. Bytes are payload only; `seconds` and the speed-up are of the busiest rank's link.
 
-    push_imbalance, pull_imbalance: Zen, definition 8, in the units of the scheme; None where nothing is shared out
-    exact: every rank holds the same bits, and they are the sum: in rank order to the last bit, or, where the scheme
-           adds in the order of its stages, within the rounding of that many additions
+    push_imbalance, pull_imbalance: Zen, definition 8, in the units of the scheme; None if it has no partition
+    exact: every rank holds the same bits, and they are the sum: bit for bit the one in rank order, or, if the scheme
+           adds in the order of its stages, within the rounding of one addition per worker
     """
 
     scheme: str
@@ -41,7 +41,7 @@ class SyncReport:
     exact: bool
 
     def as_dict(self) -> dict[str, Any]:
-        """Names to plain values."""
+        """Field names to plain values."""
         return asdict(self)
 
 
@@ -53,7 +53,10 @@ def synchronise(name: str, tensors: Sequence[SparseTensor], *, bandwidth_gbps: f
     chosen = scheme(name)
     results, traffic = run_counted(chosen, tensors, seed)
     units = [chosen.units(tensor) for tensor in tensors]
-    push, pull = imbalances(chosen, units, seed)
+    push = pull = None
+    if chosen.partition is not None:
+        parts = partition(chosen.partition, units[0].num_units, len(units), seed)
+        push, pull = push_imbalance(units, parts), pull_imbalance(units, parts)
     seconds = traffic.seconds(bandwidth_gbps)
     ring = ring_bytes(tensors[0], len(tensors)) * 8 / (bandwidth_gbps * 1e9)
     return SyncReport(
@@ -72,21 +75,13 @@ def synchronise(name: str, tensors: Sequence[SparseTensor], *, bandwidth_gbps: f
 
 
 def traffic_of(name: str, tensors: Sequence[SparseTensor], seed: int = 0) -> Traffic:
-    """Only the bytes of a scheme."""
+    """Bytes that a scheme sends, without a check of its sum."""
     return run_counted(scheme(name), tensors, seed)[1]
 
 
 def ring_bytes(tensor: SparseTensor, num_workers: int) -> int:
     """Bytes of the busiest rank of the dense ring: 2 (n - 1) parts of ceil(|G| / n) elements."""
     return 2 * (num_workers - 1) * -(-tensor.size // num_workers) * tensor.value_ND.dtype.itemsize
-
-
-def imbalances(chosen: Scheme, units: Sequence[SparseTensor], seed: int) -> tuple[float | None, float | None]:
-    """Push and pull imbalance of a scheme that shares out units; None for others."""
-    if chosen.partition is None:
-        return None, None
-    parts = partition(chosen.partition, units[0].num_units, len(units), seed)
-    return push_imbalance(units, parts), pull_imbalance(units, parts)
 
 
 def is_exact(chosen: Scheme, units: Sequence[SparseTensor], results: Sequence[Result]) -> bool:
@@ -99,7 +94,7 @@ def is_exact(chosen: Scheme, units: Sequence[SparseTensor], results: Sequence[Re
     rounding = 0.0 if chosen.in_rank_order else len(units) * torch.finfo(first.value_ND.dtype).eps
     return all(
         _is_sum(
-            [each.slice(start, min(start + STRETCH, first.num_units)) for each in units],
+            [tensor.slice(start, min(start + STRETCH, first.num_units)) for tensor in units],
             first.slice(start, min(start + STRETCH, first.num_units)).to_dense(),
             rounding,
         )
@@ -111,11 +106,11 @@ def _is_sum(units: Sequence[SparseTensor], found: Tensor, rounding: float) -> bo
     """Whether `found` is the rank-ordered sum, or, with a `rounding`, within that share of the sum of magnitudes."""
     dtype = torch.float64 if rounding else found.dtype
     expected, magnitude = torch.zeros_like(found, dtype=dtype), torch.zeros_like(found, dtype=dtype)
-    for each in units:
-        value_ND = each.value_ND.to(dtype)
-        expected.index_add_(0, each.index_N, value_ND)
+    for tensor in units:
+        value_ND = tensor.value_ND.to(dtype)
+        expected.index_add_(0, tensor.index_N, value_ND)
         if rounding:
-            magnitude.index_add_(0, each.index_N, value_ND.abs())
+            magnitude.index_add_(0, tensor.index_N, value_ND.abs())
     if not rounding:
         return torch.equal(found, expected)
     return bool(((found.to(dtype) - expected).abs() <= rounding * magnitude).all())

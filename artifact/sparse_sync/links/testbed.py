@@ -1,7 +1,7 @@
-"""Real links of limited rate on one machine: each rank in a network namespace of its own, limited by `tc`.
+"""Real links of limited rate on one machine: one network namespace per rank, limited by `tc`.
 
-n namespaces hang on one bridge by veth pairs, and a token bucket limits both directions of every link. Bytes are read
-from the interface, so that what was counted can be compared with what went over the wire. Needs root on Linux.
+Veth pairs connect n namespaces to one bridge, and a token bucket limits both directions of every link. Bytes are read
+from the interface, so that counted bytes can be compared with those on the wire. Needs root on Linux.
 
 Frames are 9,000 bytes, as on the networks of clusters, so that headers are 0.7 % of a full one.
 """
@@ -12,14 +12,11 @@ import argparse
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import numpy as np
@@ -69,9 +66,9 @@ def rate_bps(rate: str) -> float:
 
 
 class Testbed:
-    """Links for `num_workers` ranks, made on entry and gone on exit, also when this process is terminated or killed.
+    """Links for `num_workers` ranks, made on entry, removed on exit and when this process is terminated or killed.
 
-    namespaces: one name a rank
+    namespaces: one name per rank
     Raises:     ValueError for a wrong rate or number of workers; OSError if the system refuses (see `available`), or if
                 this process holds one already
     """
@@ -83,7 +80,6 @@ class Testbed:
         self.num_workers = num_workers
         self.bridge = f"{PREFIX}{os.getpid()}b"
         self.namespaces = [f"{PREFIX}{os.getpid()}n{rank}" for rank in range(num_workers)]
-        self._reaper: tuple[subprocess.Popen[bytes], int] | None = None
 
     def __enter__(self) -> Testbed:
         if Path(f"/sys/class/net/{self.bridge}").exists():  # failing later would remove the links of the other
@@ -93,20 +89,12 @@ class Testbed:
         try:
             self._make()
         except BaseException:
-            self.__exit__(None, None, None)
+            self.__exit__()
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        _remove(self.bridge, self.namespaces)
-        if self._reaper is not None:
-            process, pipe = self._reaper
-            self._reaper = None
-            process.kill()  # a late one would remove the next testbed, whose names are the same
-            process.wait()
-            os.close(pipe)
+    def __exit__(self, *_: object) -> None:
+        self._reaper.communicate()  # awaited: a late one would remove the next testbed, whose names are the same
 
     def run(self, function: Callable[[int, int], Any], *, timeout_s: float = 600) -> list[Any]:
         """`artifact.sparse_sync.links.launch.run`, each rank behind its own link."""
@@ -128,7 +116,7 @@ class Testbed:
             _ip(f"-n {name} link set lo up")
             _command(f"tc qdisc add dev {outer} root {limit}")
             _command(f"tc -n {name} qdisc add dev eth0 root {limit}")
-            # A namespace starts with the host's choice; bbr's pacing and a token bucket get in each other's way.
+            # A namespace starts with the host's choice; bbr's pacing does not work with a token bucket.
             _command(f"ip netns exec {name} sysctl -qw net.ipv4.tcp_congestion_control=reno", check=False)
 
 
@@ -153,8 +141,9 @@ def measure_links(
     """Synchronise one tensor a rank by each system over real links, and check every rank's sum.
 
     systems: names of schemes, and torch-allreduce (dense) and torch-sparse (what DDP does with a sparse embedding)
-    Returns: a row per (system, repeat): seconds of the slowest rank between two barriers; counted_bytes, payload of the
-             rank that sends most; wire_bytes, what went out of the rank whose interface sent most; sums over ranks
+    rate:    of each link, both ways, such as "200mbit"
+    Returns: a row per (system, repeat): seconds of the slowest rank from the barrier on; counted_bytes, payload of the
+             rank that sends most; wire_bytes of the interface that sends most; the sums over all ranks of both
     Raises:  ValueError for an unknown system or less than one repeat; RuntimeError if a sum is wrong
     """
     if repeats < 1:
@@ -165,10 +154,10 @@ def measure_links(
     with Testbed(len(tensors), rate) as bed:
         ranks = bed.run(lambda rank, _: {system: _timed(tensors[rank], system, repeats, seed) for system in systems})
     for system in systems:
-        _check(system, tensors, [each[system]["sum"] for each in ranks])
+        _check(system, tensors, [found[system]["sum"] for found in ranks])
         counted = run_counted(SCHEMES[system], tensors, seed)[1] if system in SCHEMES else None
         for repeat in range(repeats):
-            sent = [each[system]["runs"][repeat]["sent"] for each in ranks]
+            sent = [found[system]["runs"][repeat]["sent"] for found in ranks]
             rows.append(
                 {
                     "system": system,
@@ -176,7 +165,7 @@ def measure_links(
                     "workers": len(tensors),
                     "rate_mbps": bed.rate_bps / 1e6,
                     "repeat": repeat,
-                    "seconds": max(each[system]["runs"][repeat]["seconds"] for each in ranks),
+                    "seconds": max(found[system]["runs"][repeat]["seconds"] for found in ranks),
                     "counted_bytes": counted.max_sent_bytes if counted else np.nan,
                     "wire_bytes": max(sent),
                     "counted_total_bytes": counted.total_bytes if counted else np.nan,
@@ -187,7 +176,7 @@ def measure_links(
 
 
 def _timed(tensor: SparseTensor, system: str, repeats: int, seed: int) -> dict[str, Any]:
-    """One rank: once to warm up, then each repeat between barriers."""
+    """One rank: one warm run, then every repeat after a barrier."""
     link, runs = Link(), []
     total = _synchronise(link, tensor, system, seed)
     for _ in range(repeats):
@@ -218,16 +207,16 @@ def _synchronise(link: Link, tensor: SparseTensor, system: str, seed: int) -> Sp
 def _check(system: str, tensors: Sequence[SparseTensor], sums: Sequence[SparseTensor]) -> None:
     if system in SCHEMES:
         units = [SCHEMES[system].units(tensor) for tensor in tensors]
-        good = is_exact(SCHEMES[system], units, [lambda each=each: each for each in sums])  # type: ignore[misc]
+        good = is_exact(SCHEMES[system], units, [lambda total=total: total for total in sums])  # type: ignore[misc]
     else:
         expected: Tensor = sum((tensor.to_dense().double() for tensor in tensors[1:]), tensors[0].to_dense().double())
-        good = all(torch.allclose(each.to_dense().double(), expected, rtol=1e-4, atol=1e-5) for each in sums)
+        good = all(torch.allclose(total.to_dense().double(), expected, rtol=1e-4, atol=1e-5) for total in sums)
     if not good:
         raise RuntimeError(f"{system}: a rank's sum is wrong")
 
 
 def clean() -> None:
-    """Remove what testbeds of processes that are gone have left."""
+    """Remove the links and namespaces that testbeds of ended processes left behind."""
     names = _command("ip netns list", check=False).split() + [
         line.split(": ")[1].split("@")[0] for line in _command("ip -o link", check=False).splitlines()
     ]
@@ -237,35 +226,21 @@ def clean() -> None:
             _ip(f"link delete {name}" if match[2] == "b" or match[3] else f"netns delete {name}", check=False)
 
 
-def _remove(bridge: str, namespaces: Sequence[str]) -> None:
-    for name in namespaces:
-        for pid in _command(f"ip netns pids {name}", check=False).split():
-            with suppress(ProcessLookupError):  # it ended meanwhile
-                os.kill(int(pid), signal.SIGKILL)
-    for order in _orders(bridge, namespaces):
-        _command(order, check=False)
-
-
-def _orders(bridge: str, namespaces: Sequence[str]) -> list[str]:
-    """Commands that remove everything. A namespace's own links go later than its name, so they are named too."""
-    links = [f"ip link delete {_outer(name)}" for name in namespaces]
-    return [*links, *(f"ip netns delete {name}" for name in namespaces), f"ip link delete {bridge}"]
-
-
 def _outer(namespace: str) -> str:
     """The end of a namespace's link that is on the bridge."""
     return f"{namespace}v"
 
 
-def _reaper(bridge: str, namespaces: Sequence[str]) -> tuple[subprocess.Popen[bytes], int]:
-    """A process that removes everything once this one is gone, however it went, and the pipe that it waits on."""
-    receiving, sending = os.pipe()
-    orders = "; ".join(_orders(bridge, namespaces))
-    process = subprocess.Popen(
-        ["sh", "-c", f"cat >/dev/null; {{ {orders}; }} 2>/dev/null"], stdin=receiving, start_new_session=True
-    )
-    os.close(receiving)
-    return process, sending
+def _reaper(bridge: str, namespaces: Sequence[str]) -> subprocess.Popen[bytes]:
+    """A process that removes everything when its input is closed, by this process or by its end, whatever ends it.
+
+    A namespace's links disappear later than its name, so they are deleted too.
+    """
+    orders = [f"kill -9 $(ip netns pids {name})" for name in namespaces]
+    orders += [f"ip link delete {_outer(name)}" for name in namespaces]
+    orders += [f"ip netns delete {name}" for name in namespaces]
+    script = f"cat >/dev/null; {{ {'; '.join(orders)}; ip link delete {bridge}; }} 2>/dev/null"
+    return subprocess.Popen(["sh", "-c", script], stdin=subprocess.PIPE, start_new_session=True)
 
 
 def _ip(arguments: str, *, check: bool = True) -> str:

@@ -23,12 +23,12 @@ Function: TypeAlias = Callable[[RankContext, SparseTensor], Steps]
 
 @dataclass(frozen=True)
 class Scheme:
-    """How to synchronise, and on which units.
+    """A way to synchronise, and the units that it sends.
 
-    label:         the name that figures use
-    partition:     the kind of partition of a parallelism scheme, None for others
-    rows:          on rows as they are; otherwise the elements of a row travel each for itself
-    in_rank_order: sums are (((first + second) + third) + ...), else in the order of the scheme's stages
+    label:         name in figures
+    partition:     kind of partition of a parallelism scheme, None for others
+    rows:          whole rows are sent; otherwise every element of a row has its own index
+    in_rank_order: sums are (((first + second) + third) + ...), otherwise in the order of the scheme's stages
     """
 
     name: str
@@ -39,7 +39,7 @@ class Scheme:
     in_rank_order: bool = True
 
     def steps(self, context: RankContext, tensor: SparseTensor) -> Steps:
-        """The generator of one rank, on the units of this scheme."""
+        """The generator of one rank. tensor: in any granularity"""
         return self.function(context, self.units(tensor))
 
     def units(self, tensor: SparseTensor) -> SparseTensor:
@@ -54,7 +54,7 @@ def _served(kind: str, push: type, pull: type) -> Function:
 def _both(
     name: str, label: str, function: Function, partition: str | None = None, ordered: bool = True
 ) -> list[Scheme]:
-    """The scheme on elements, as the paper charges it, and on rows."""
+    """The scheme on elements, as in the paper's costs, and on rows."""
     return [
         Scheme(name, label, function, partition, in_rank_order=ordered),
         Scheme(f"{name}-row", f"{label} (rows)", function, partition, rows=True, in_rank_order=ordered),
@@ -62,8 +62,8 @@ def _both(
 
 
 SCHEMES: dict[str, Scheme] = {
-    each.name: each
-    for each in [
+    entry.name: entry
+    for entry in [
         Scheme("ring", "AllReduce", ring, in_rank_order=False),
         *_both("agsparse", "AGsparse", agsparse),
         *_both("sparcml", "SparCML", sparcml, ordered=False),

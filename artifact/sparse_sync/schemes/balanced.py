@@ -1,7 +1,7 @@
-"""Schemes in which every part of the tensor is summed in one place: parameter servers, OmniReduce, Zen.
+"""Schemes in which one server sums each part of the tensor: parameter servers, OmniReduce, Zen.
 
-They are one exchange. What tells them apart is who sums what (`artifact.sparse_sync.tensors.partitions`) and in which
-format units travel to that server (push) and back from it (pull).
+All are the same exchange. They differ in the partition (`artifact.sparse_sync.tensors.partitions`) and in the formats
+of units on the way to the server (push) and back (pull).
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from artifact.sparse_sync.tensors.sparse_tensor import SparseTensor, in_order, s
 
 
 def parallelism(context: RankContext, tensor: SparseTensor, kind: str, push: type[Format], pull: type[Format]) -> Steps:
-    """Send every server its part of this rank's tensor; sum one's own part in rank order; send the sum to every rank.
+    """Send every server its part of this rank's tensor; sum the own part in rank order; send the sum to every rank.
 
-    kind: a name of `artifact.sparse_sync.tensors.partitions.PARTITIONS`
+    kind: of partition, a name of `artifact.sparse_sync.tensors.partitions.PARTITIONS`
     """
     parts = partition(kind, tensor.num_units, context.num_workers, context.seed)
     known = [(parts.part_size(part), tensor.width, tensor.value_ND.dtype) for part in range(context.num_workers)]

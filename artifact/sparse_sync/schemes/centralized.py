@@ -29,9 +29,9 @@ def agsparse(context: RankContext, tensor: SparseTensor) -> Steps:
 def sparcml(context: RankContext, tensor: SparseTensor) -> Steps:
     """Recursive doubling: in log2(n) stages, pairs of ranks exchange and add what they have so far.
 
-    A message is dense where that is no longer than COO. Where n is not a power of two, the ranks from the largest
-    power p on first hand their tensor to rank - p and get the sum at the end. Sums follow the tree of the stages,
-    lower ranks first: the same on every rank, but not rank order.
+    A message is dense if that is no longer than COO. If n is not a power of two, the ranks from the largest power p on
+    first send their tensor to rank - p and receive the sum at the end. Sums follow the tree of the stages, lower ranks
+    first: the same on every rank, but not in rank order.
 
     Source: SparCML's SSAR_Recursive_double; "Hierarchical Centralization" in Zen, section 2
     """
@@ -76,10 +76,10 @@ def _encode(tensor: SparseTensor) -> Message:
 
 def _decode(message: Message, like: SparseTensor) -> SparseTensor:
     coo, dense = _formats(like)
-    found = dense if message.numel() == dense.num_bytes(0) else coo  # COO is only sent where it is shorter
+    found = dense if message.numel() == dense.num_bytes(0) else coo  # COO is only sent if it is shorter
     return SparseTensor(*found.decode(message), like.num_units)
 
 
 def _add(lower: SparseTensor, upper: SparseTensor) -> SparseTensor:
-    units = [(each.index_N, each.value_ND) for each in (lower, upper)]
+    units = [(tensor.index_N, tensor.value_ND) for tensor in (lower, upper)]
     return SparseTensor(*sum_in_rank_order(units, lower.num_units), lower.num_units)

@@ -1,4 +1,4 @@
-"""What a scheme costs: the true bytes from measured statistics, and the scheme to choose.
+"""What a scheme costs: the bytes that it sends, predicted from statistics of the indices, and the scheme to choose.
 
 A cost is in bytes of the busiest rank, summed over the phases; over the bandwidth it is the time (Zen, section 3.1).
 
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,15 +21,15 @@ from artifact.sparse_sync.tensors.partitions import partition
 from artifact.sparse_sync.tensors.sparse_tensor import SparseTensor, union
 
 CANDIDATES = ("ring", "agsparse-row", "sparcml-row", "omnireduce-cyclic", "balanced-coo-row", "zen-row", "zen")
-"""What `choose_scheme` picks from where it is not told: the others are never cheaper by more than their imbalance."""
+"""Default candidates of `choose_scheme`; the other schemes are never cheaper by more than their imbalance."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """How unevenly one way of sharing out units loads the ranks.
+    """Load of the busiest rank under one kind of partition, over an even load.
 
-    push: most units that a rank sends or receives on the way to the servers, over (n-1)/n of the mean worker's units
-    pull: the same on the way back, over (n-1)/n of the units of the sum
+    push: units that it sends or receives (the larger) on the way to the servers, over (n-1)/n of a worker's mean units
+    pull: units that it sends on the way back, over (n-1)/n of the units of the sum
     """
 
     push: float
@@ -37,13 +38,13 @@ class Load:
 
 @dataclass(frozen=True)
 class Granularity:
-    """Statistics of one size of unit.
+    """Statistics for one size of unit.
 
-    num_units: units of the dense tensor
+    num_units:     units of the dense tensor
     mean, largest: units that a worker lists
-    stages:    units of the largest message in each phase of recursive doubling
-    union:     units of the sum
-    loads:     by kind of partition
+    stages:        units of the largest message in each phase of recursive doubling
+    union:         units of the sum
+    loads:         by kind of partition
     """
 
     num_units: int
@@ -56,9 +57,10 @@ class Granularity:
 
 @dataclass(frozen=True)
 class Statistics:
-    """What the cost of every scheme follows from. `measure_statistics` makes it.
+    """What the cost model knows of the workers' tensors. `measure_statistics` makes it.
 
-    width, value_bytes: of a unit of `rows`, in elements; of one value
+    width:       elements of a row
+    value_bytes: bytes of one value
     """
 
     num_workers: int
@@ -70,7 +72,7 @@ class Statistics:
 
     @property
     def density(self) -> float:
-        """Mean over the workers."""
+        """Mean density of the workers' tensors."""
         return self.rows.mean / self.rows.num_units
 
     @property
@@ -97,14 +99,15 @@ def measure_statistics(tensors: Sequence[SparseTensor], seed: int = 0) -> Statis
 
 
 def predict_bytes(statistics: Statistics, num_workers: int | None = None) -> dict[str, float]:
-    """Bytes of the busiest rank for every scheme whose loads were measured.
+    """Bytes of the busiest rank for every scheme whose kind of partition has measured loads.
 
-    num_workers: another number of workers than the statistics are of; their unions are then extrapolated
+    num_workers: predict for this many workers; if it is not the measured number, unions are extrapolated
     """
     n = num_workers or statistics.num_workers
     if n != statistics.num_workers:
         statistics = _scaled(statistics, n)
-    return {name: _cost(scheme, statistics) for name, scheme in SCHEMES.items() if _measured(scheme)}
+    measured = (None, "contiguous", "block-cyclic", "hashed")
+    return {name: _cost(scheme, statistics) for name, scheme in SCHEMES.items() if scheme.partition in measured}
 
 
 def choose_scheme(
@@ -117,11 +120,13 @@ def choose_scheme(
     current: str | None = None,
     hysteresis: float = 0.0,
 ) -> str:
-    """The candidate with the least predicted time, from the bytes it really sends.
+    """The candidate with the shortest predicted time.
 
-    latency_s:  of one phase; with 0 the choice does not depend on the bandwidth
-    current:    kept unless another is faster by more than the fraction `hysteresis`
-    Raises:     ValueError unless num_workers and bandwidth_gbps are positive, and hysteresis is in [0, 1)
+    num_workers:    as in `predict_bytes`
+    bandwidth_gbps: of a link, in 10^9 bits a second
+    latency_s:      seconds that a phase adds; with 0 the choice does not depend on the bandwidth
+    current:        scheme in use, kept unless another is faster by more than the fraction `hysteresis`
+    Raises:         ValueError unless num_workers and bandwidth_gbps are positive, and hysteresis is in [0, 1)
     """
     n = statistics.num_workers if num_workers is None else num_workers
     if n < 1 or not bandwidth_gbps > 0 or not 0 <= hysteresis < 1:
@@ -135,10 +140,6 @@ def choose_scheme(
     if current in times and times[best] >= (1 - hysteresis) * times[current]:
         return current
     return best
-
-
-def _measured(scheme: Scheme) -> bool:
-    return scheme.partition in (None, "contiguous", "block-cyclic", "hashed")
 
 
 def _cost(scheme: Scheme, statistics: Statistics) -> float:
@@ -166,7 +167,7 @@ def _cost(scheme: Scheme, statistics: Statistics) -> float:
 
 
 def _phases(name: str, num_workers: int) -> int:
-    """Phases of a scheme, each of which waits for the one before."""
+    """Number of phases of a scheme; a phase starts when the one before has ended."""
     if name == "ring":
         return 2 * (num_workers - 1)
     if name.startswith("sparcml"):
@@ -240,5 +241,5 @@ def _scaled(statistics: Statistics, num_workers: int) -> Statistics:
         stages = [round(at(1 << i)) for i in range((num_workers - 1).bit_length())]
         return replace(units, stages=tuple(stages), union=round(at(num_workers)))
 
-    scaled = {name: scale(getattr(statistics, name)) for name in ("rows", "elements", "blocks")}
+    scaled: dict[str, Any] = {name: scale(getattr(statistics, name)) for name in ("rows", "elements", "blocks")}
     return replace(statistics, num_workers=num_workers, **scaled)

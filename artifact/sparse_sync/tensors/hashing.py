@@ -1,7 +1,7 @@
 """Which partition an index belongs to: balanced for any skew, and the same on every worker.
 
-`partition_of` is the shared first-level hash, h0 of Zen's Algorithm 1. Grouping a worker's indices by it is done in two
-ways that give the same partition:
+`partition_of` is the shared first-level hash, h0 of Zen's Algorithm 1. Two ways of grouping a worker's indices by it
+give the same partition:
 
 - `counting_sort`: one pass of the hash and a counting sort. Stable, without collisions. The best way on a CPU.
 - `hierarchical`: Algorithm 1 itself, k second-level hashes into slots of a memory, and a serial region for indices that
@@ -26,7 +26,7 @@ MASK = 0xFFFFFFFF
 MULTIPLIERS = (0x85EBCA6B, 0xC2B2AE35, 0x9E3779B1)
 """Two of MurmurHash3's 32-bit finaliser, and 2**32 over the golden ratio."""
 
-_M1, _M2, _GOLDEN = (np.uint64(each) for each in MULTIPLIERS)
+_M1, _M2, _GOLDEN = (np.uint64(multiplier) for multiplier in MULTIPLIERS)
 _MASK64 = np.uint64(MASK)
 
 Integers = NDArray[np.int64]
@@ -51,24 +51,22 @@ class Grouping:
 
 
 def imbalance(count_P: Integers) -> float:
-    """Largest partition over the mean, in [1, P]; 1 where there is nothing. Zen, definition 8, for one worker."""
+    """Largest partition over the mean, in [1, P]; 1 if all are empty. Zen, definition 8, for one worker."""
     total = int(np.sum(count_P))
     return float(np.max(count_P)) * len(count_P) / total if total else 1.0
 
 
 def partition_of(index_N: Tensor, num_partitions: int, seed: int = 0) -> Tensor:
-    """Partition of each index by h0, on whatever device the indices are.
+    """Partition of each index by h0, on the device of the indices.
 
     index_N: [N], int64, not negative
     Returns: [N], int64, in [0, num_partitions)
     Source:  Zen, Algorithm 1, line 3
     Raises:  ValueError unless num_partitions is in [1, 65536]
     """
-    _check(num_partitions)
     if index_N.device.type == "cpu":
-        part_N = np.empty(index_N.numel(), dtype=np.uint16)
-        _partitions(index_N.contiguous().numpy(), num_partitions, np.uint64(mixed_seed(seed)), part_N)
-        return torch.from_numpy(part_N.astype(np.int64))
+        return torch.from_numpy(_parts(index_N.contiguous().numpy(), num_partitions, seed).astype(np.int64))
+    _check(num_partitions)
     hashed = finalise((index_N & MASK) ^ finalise((index_N >> 32) * MULTIPLIERS[2] & MASK) ^ mixed_seed(seed))
     return (hashed * num_partitions) >> 32
 
@@ -94,14 +92,11 @@ def counting_sort(index_N: Integers, num_partitions: int, seed: int = 0) -> Grou
     index_N: [N], int64, not negative
     Raises:  ValueError unless num_partitions is in [1, 65536]
     """
-    _check(num_partitions)
-    part_N = np.empty(len(index_N), dtype=np.uint16)
-    _partitions(index_N, num_partitions, np.uint64(mixed_seed(seed)), part_N)
-    return Grouping(*_group(part_N, num_partitions))
+    return Grouping(*_group(_parts(index_N, num_partitions, seed), num_partitions))
 
 
 def tables(num_units: int, num_partitions: int, seed: int = 0) -> tuple[NDArray, Integers]:
-    """The sorted indices of every partition, one after the other, and how many each has (Zen, Algorithm 2).
+    """The sorted indices of every partition, one partition after the other, and their number (Zen, Algorithm 2).
 
     Returns: [num_units], int32 (int64 from 2**31 units on), and [P], int64
     """
@@ -111,7 +106,7 @@ def tables(num_units: int, num_partitions: int, seed: int = 0) -> tuple[NDArray,
 
 
 def group_by(part_N: Integers, num_partitions: int) -> Grouping:
-    """Group by partitions that are given, stable."""
+    """Group by given partitions, stable. part_N: [N], in [0, num_partitions)"""
     _check(num_partitions)
     return Grouping(*_group(part_N.astype(np.uint16), num_partitions))
 
@@ -125,10 +120,10 @@ def hierarchical(
     slots_per_index: float = 2.0,
     serial_share: float = 0.1,
 ) -> Grouping:
-    """Group by Zen's Algorithm 1: partitions as `counting_sort`, order inside a partition as the slots happen to be.
+    """Group by Zen's Algorithm 1: the partitions of `counting_sort`, with the indices of a partition in slot order.
 
-    The published memory overflows in its own sweep (one hash at two slots an index, any at one): here the serial region
-    grows and the count says so, so nothing is lost.
+    The published memory overflows in the paper's own sweep (one hash at two slots an index, any at one). Here the
+    serial region grows, `grown` counts how often, and nothing is lost.
 
     num_hashes:      k, second-level hashes
     slots_per_index: r1 / |I|, parallel slots of all partitions together
@@ -161,12 +156,20 @@ def memory_plan(
 def strawman(index_N: Integers, num_partitions: int, seed: int = 0, *, slots_per_index: float = 2.0) -> Grouping:
     """Group by Zen's Algorithm 3: one hash, the last write to a slot wins, the others are lost.
 
-    slots_per_index: slots of all partitions together over |I|; 1/a, where 1 - (1 - exp(-a)) / a is lost
+    slots_per_index: slots of all partitions together over |I|. With a = 1 / slots_per_index, 1 - (1 - exp(-a)) / a of
+                     the indices are lost
     """
     _check(num_partitions)
     slots = max(1, round(slots_per_index * len(index_N) / num_partitions))
     order_N, count_P = _strawman(index_N, num_partitions, np.uint64(mixed_seed(seed)), slots)
     return Grouping(order_N, count_P, lost=len(index_N) - len(order_N))
+
+
+def _parts(index_N: Integers, num_partitions: int, seed: int) -> NDArray[np.uint16]:
+    _check(num_partitions)
+    part_N = np.empty(len(index_N), dtype=np.uint16)
+    _partitions(index_N, num_partitions, np.uint64(mixed_seed(seed)), part_N)
+    return part_N
 
 
 def _check(num_partitions: int) -> None:
@@ -205,9 +208,7 @@ def _group(part_N, num_partitions):
     count_P = np.zeros(num_partitions, dtype=np.int64)
     for part in part_N:
         count_P[part] += 1
-    start_P = np.zeros(num_partitions, dtype=np.int64)
-    for part in range(1, num_partitions):
-        start_P[part] = start_P[part - 1] + count_P[part - 1]
+    start_P = np.cumsum(count_P) - count_P
     order_N = np.empty(len(part_N), dtype=np.int64)
     for i in range(len(part_N)):
         part = part_N[i]
@@ -222,9 +223,7 @@ def _tables(order, num_partitions, seed):
     count_P = np.zeros(num_partitions, dtype=np.int64)
     for i in range(len(order)):
         count_P[np.int64((_hash(i, seed) * parts) >> np.uint64(32))] += 1
-    start_P = np.zeros(num_partitions, dtype=np.int64)
-    for part in range(1, num_partitions):
-        start_P[part] = start_P[part - 1] + count_P[part - 1]
+    start_P = np.cumsum(count_P) - count_P
     for i in range(len(order)):
         part = np.int64((_hash(i, seed) * parts) >> np.uint64(32))
         order[start_P[part]] = i

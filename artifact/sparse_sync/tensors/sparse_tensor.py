@@ -86,7 +86,7 @@ class SparseTensor:
 
 
 def union(tensors: Sequence[SparseTensor]) -> Tensor:
-    """Units that any of the tensors lists. [U], int64, sorted"""
+    """Units that at least one of the tensors lists. [U], int64, sorted"""
     num_units = tensors[0].num_units
     if sum(tensor.num_indices for tensor in tensors) * 8 < num_units:
         return torch.unique(torch.cat([tensor.index_N for tensor in tensors]))

@@ -45,13 +45,10 @@ def hierarchical(
     an index it is 3.0 % one index at a time, as in `hashing.hierarchical`, and 4.2 % if every index makes an attempt
     before any makes its next.
 
-    index_N:         [N], int64, not negative, in any order
-    num_hashes:      k, second-level hashes
-    slots_per_index: r1 / |I|, parallel slots of all partitions together
-    serial_share:    r2 / r1, serial slots before growing
-    Returns:         a Grouping whose order_N is a tensor on that device
-    Raises:          ValueError for values that break these rules or those of `hashing.memory_plan`; RuntimeError for
-                     indices on a CPU unless Triton's interpreter is on
+    index_N: [N], int64, not negative, in any order; the other arguments as of `hashing.hierarchical`
+    Returns: a Grouping whose order_N is a tensor on that device
+    Raises:  ValueError for negative indices or another type, and as `hashing.memory_plan`; RuntimeError for indices on
+             a CPU unless Triton's interpreter is on
     """
     seeds, slots, serial_slots = memory_plan(
         index_N.numel(), num_partitions, seed, num_hashes, slots_per_index, serial_share
@@ -91,7 +88,7 @@ def _placed(
     """
     width = slots + serial_slots
     memory = index_N.new_full((num_partitions * width + 1,), _EMPTY.value)
-    memory[-1] = 0  # beyond all partitions, never empty: where lanes without an index point
+    memory[-1] = 0  # beyond all partitions, never empty: lanes without an index point here
     serial_P = index_N.new_zeros(num_partitions)
     grid = (triton.cdiv(index_N.numel(), BLOCK),)
     sizes = (index_N.numel(), num_partitions, slots, width)
