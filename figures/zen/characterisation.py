@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -18,7 +16,7 @@ from figures.zen.panels import powers_of_two, slanted, workload_colors
 
 
 def gradient_statistics(
-    *, names: Sequence[str], num_workers: int, parts: Sequence[int], steps: int, seed: int = 0
+    *, names: list[str], num_workers: int, parts: list[int], steps: int, seed: int = 0
 ) -> pd.DataFrame:
     """Statistics of the gradients of each workload.
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -16,13 +14,7 @@ from figures.zen.panels import Options, lines, numbered_log, slanted
 
 
 def scheme_traffic(
-    *,
-    names: Sequence[str],
-    workers: Sequence[int],
-    schemes: Sequence[str],
-    bandwidth_gbps: float,
-    steps: int,
-    seed: int = 0,
+    *, names: list[str], workers: list[int], schemes: list[str], bandwidth_gbps: float, steps: int, seed: int = 0
 ) -> pd.DataFrame:
     """Every scheme on each workload's gradients, counted, checked for exactness, and predicted by the closed form.
 
@@ -33,7 +25,7 @@ def scheme_traffic(
 
 
 def _traffic(
-    *, name: str, workers: Sequence[int], schemes: Sequence[str], bandwidth_gbps: float, steps: int, seed: int
+    *, name: str, workers: list[int], schemes: list[str], bandwidth_gbps: float, steps: int, seed: int
 ) -> pd.DataFrame:
     from artifact.sparse_sync.links.accounting import traffic_of
 

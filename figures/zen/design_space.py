@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 import pandas as pd
 import seaborn as sns
@@ -17,7 +15,7 @@ from figures.zen import closed_forms
 from figures.zen.panels import lines, powers_of_two
 
 
-def scheme_costs(*, workers: Sequence[int], rows: int, tokens_per_worker: int, seed: int = 0) -> pd.DataFrame:
+def scheme_costs(*, workers: list[int], rows: int, tokens_per_worker: int, seed: int = 0) -> pd.DataFrame:
     """Cost over the dense ring's against the number of workers, up to more than can be run (Zen, figure 8).
 
     Supports are a Zipf embedding's (rows of the width of NMT's table), the costs are the paper's formulas on measured
@@ -48,18 +46,18 @@ def scheme_costs(*, workers: Sequence[int], rows: int, tokens_per_worker: int, s
     return pd.DataFrame(table)
 
 
-def break_even(*, workers: Sequence[int]) -> pd.DataFrame:
+def break_even(*, workers: list[int]) -> pd.DataFrame:
     """Overlap above which Balanced Parallelism beats Hierarchical Centralization, by equations 1 and 2 (theorem 1)."""
     return pd.DataFrame([{"workers": n, "overlap": closed_forms.break_even_overlap(n)} for n in workers])
 
 
 def selector_map(
     *,
-    workers: Sequence[int],
-    overlaps: Sequence[float],
-    densities: Sequence[float],
+    workers: list[int],
+    overlaps: list[float],
+    densities: list[float],
     size: int,
-    candidates: Sequence[str],
+    candidates: list[str],
     seed: int = 0,
 ) -> pd.DataFrame:
     """Every candidate counted over a grid of supports, against what the selector and the published rule choose.
@@ -75,7 +73,7 @@ def selector_map(
 
 
 def _selected(
-    *, num_workers: int, overlap: float, density: float, size: int, seed: int, candidates: Sequence[str]
+    *, num_workers: int, overlap: float, density: float, size: int, seed: int, candidates: list[str]
 ) -> pd.DataFrame:
     from artifact.sparse_sync.links.accounting import traffic_of
     from artifact.sparse_sync.workloads import uniform

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -17,9 +16,7 @@ from figures.zen import closed_forms
 from figures.zen.panels import lines
 
 
-def serial_region(
-    *, num_indices: int, hashes: Sequence[int], slots_per_index: Sequence[float], seed: int = 0
-) -> pd.DataFrame:
+def serial_region(*, num_indices: int, hashes: list[int], slots_per_index: list[float], seed: int = 0) -> pd.DataFrame:
     """Share of the indices that Algorithm 1 puts in its serial region, measured and expected (Zen, section 3.3).
 
     `overflow` counts the indices that a serial region of r1/10, as published, has no room for; here it grows instead.
@@ -47,7 +44,7 @@ def serial_region(
     return pd.DataFrame(rows)
 
 
-def strawman_loss(*, num_indices: int, slots_per_index: Sequence[float], seed: int = 0) -> pd.DataFrame:
+def strawman_loss(*, num_indices: int, slots_per_index: list[float], seed: int = 0) -> pd.DataFrame:
     """What Algorithm 3 loses against its memory, and the expectation (Zen, section 3.2). One row a memory size."""
     from artifact.sparse_sync.tensors.hashing import strawman
 
@@ -61,7 +58,7 @@ def strawman_loss(*, num_indices: int, slots_per_index: Sequence[float], seed: i
 
 
 def hashing_methods(
-    *, num_indices: int, num_partitions: int, repeats: int, methods: Sequence[str], seed: int = 0
+    *, num_indices: int, num_partitions: int, repeats: int, methods: list[str], seed: int = 0
 ) -> pd.DataFrame:
     """The same partition by every method on one core: speed, imbalance, and what is lost. One row per method."""
     size = 20 * num_indices
@@ -88,12 +85,7 @@ def hashing_methods(
 
 
 def partition_imbalance(
-    *,
-    num_indices: Sequence[int],
-    partitions: Sequence[int],
-    strides: Sequence[int],
-    methods: Sequence[str],
-    seeds: Sequence[int],
+    *, num_indices: list[int], partitions: list[int], strides: list[int], methods: list[str], seeds: list[int]
 ) -> pd.DataFrame:
     """Push imbalance of each partition against theorem 2's bound, on random and strided supports.
 
@@ -113,10 +105,10 @@ def partition_imbalance(
     return pd.DataFrame(rows)
 
 
-def format_sizes(*, size: int, densities: Sequence[float], num_servers: int, seed: int = 0) -> pd.DataFrame:
+def format_sizes(*, size: int, densities: list[float], num_servers: int, seed: int = 0) -> pd.DataFrame:
     """Bytes that a worker receives in Pull over the dense tensor's, by format (Zen, figure 17a).
 
-    bitmap is a plain one over the whole tensor from every server, hash bitmap one over each server's own indices.
+    Bitmap: a plain one over the whole tensor from every server. Hash bitmap: one over the indices of its server.
     One row per (density, system).
     """
     import torch
@@ -146,7 +138,7 @@ def format_sizes(*, size: int, densities: Sequence[float], num_servers: int, see
     return pd.DataFrame(rows)
 
 
-def bitmap_index_bytes(*, sizes: Sequence[int], servers: Sequence[int], seed: int = 0) -> pd.DataFrame:
+def bitmap_index_bytes(*, sizes: list[int], servers: list[int], seed: int = 0) -> pd.DataFrame:
     """All servers' hash bitmaps together against |G| / 8. One row per (elements, servers)."""
     from artifact.sparse_sync.tensors.partitions import Hashed
 
@@ -245,7 +237,7 @@ FIGURES = {
     "zen-strawman": Picture(
         "33_strawman", plot_strawman, "Gradients that the strawman loses (Zen, section 3.2). Random indices."
     ),
-    "zen-partition-speed": Picture("33_methods", plot_methods, "Speed of each partition of random indices, one core."),
+    "zen-partition-speed": Picture("33_methods", plot_methods, "Speed of every partition of random indices, one core."),
     "zen-imbalance": Picture(
         "33_imbalance",
         plot_imbalance,

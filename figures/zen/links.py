@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -22,7 +21,7 @@ STOCK = {"stock": "Stock DDP", "stock-dense": "Stock DDP, dense"}
 
 
 def synchronisation_times(
-    *, cases: Sequence[tuple[str, int, str]], systems: Sequence[str], repeats: int, steps: int, seed: int = 0
+    *, cases: list[tuple[str, int, str]], systems: list[str], repeats: int, steps: int, seed: int = 0
 ) -> pd.DataFrame:
     """One synchronisation of each workload's gradients by each system, timed, with the bytes on the wire.
 
@@ -41,22 +40,17 @@ def synchronisation_times(
         if possible:
             table = sparse_sync.measure_links(tensors, rate, systems=systems, repeats=repeats, seed=seed)
         else:
+            schemes = {name: scheme for name, scheme in sparse_sync.SCHEMES.items() if name in systems}
+            counted = {name: traffic_of(name, tensors, seed).max_sent_bytes for name in schemes}
             table = pd.DataFrame({"system": systems, "workers": workers, "rate_mbps": testbed.rate_bps(rate) / 1e6})
-            table["label"] = [
-                sparse_sync.SCHEMES[each].label if each in sparse_sync.SCHEMES else each for each in systems
-            ]
-            table["counted_bytes"] = [
-                traffic_of(each, tensors, seed).max_sent_bytes if each in sparse_sync.SCHEMES else NAN
-                for each in systems
-            ]
+            table["label"] = [schemes[name].label if name in schemes else name for name in systems]
+            table["counted_bytes"] = table["system"].map(counted)
             table = table.assign(repeat=0, seconds=NAN, wire_bytes=NAN)
         tables.append(table.assign(workload=workload, state="measured" if possible else f"needs root: {reason}"))
     return pd.concat(tables, ignore_index=True)
 
 
-def training_times(
-    *, cases: Sequence[tuple[str, int, str]], steps: int, systems: Sequence[str], seed: int = 0
-) -> pd.DataFrame:
+def training_times(*, cases: list[tuple[str, int, str]], steps: int, systems: list[str], seed: int = 0) -> pd.DataFrame:
     """DistributedDataParallel on rate-limited links, by stock DDP and by the hook: loss against time.
 
     cases:   (workload, workers, rate such as "200mbit")
@@ -67,14 +61,15 @@ def training_times(
     from artifact.sparse_sync.links import testbed
     from artifact.sparse_sync.workloads import task
 
-    labels = {each: {**STOCK, "auto": "Chosen"}.get(each) or sparse_sync.SCHEMES[each].label for each in systems}
+    names = {**{name: scheme.label for name, scheme in sparse_sync.SCHEMES.items()}, **STOCK, "auto": "Chosen"}
+    labels = {system: names[system] for system in systems}
     possible, reason = testbed.available()
     tables = []
     for name, workers, rate in cases:
         if possible:
             with sparse_sync.Testbed(workers, rate) as bed:
                 ranks = bed.run(partial(_train, name, steps, systems, seed), timeout_s=1800)
-            runs = [_over_ranks([rank[each] for rank in ranks]).assign(system=labels[each]) for each in systems]
+            runs = [_over_ranks([rank[name] for rank in ranks]).assign(system=label) for name, label in labels.items()]
             table = pd.concat(runs).assign(state="measured")
         else:
             empty = dict.fromkeys(("loss", "elapsed_s", "samples_per_s", "own_s", "exchange_s"), NAN)
@@ -84,7 +79,7 @@ def training_times(
     return pd.concat(tables, ignore_index=True)
 
 
-def _over_ranks(runs: Sequence[dict[str, Any]]) -> pd.DataFrame:
+def _over_ranks(runs: list[dict[str, Any]]) -> pd.DataFrame:
     """The mean loss and the slowest rank's time of one training, a row a step."""
     import torch
 
@@ -102,7 +97,7 @@ def _over_ranks(runs: Sequence[dict[str, Any]]) -> pd.DataFrame:
     )
 
 
-def _train(name: str, steps: int, systems: Sequence[str], seed: int, rank: int, _: int) -> dict[str, dict[str, Any]]:
+def _train(name: str, steps: int, systems: list[str], seed: int, rank: int, _: int) -> dict[str, dict[str, Any]]:
     """One rank: the systems take each step in turn, so that a machine that slows down slows all of them."""
     from torch import distributed
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -24,12 +23,12 @@ STRAWMAN = "Lossy strawman"
 
 def throughput(
     *,
-    names: Sequence[str],
-    workers: Sequence[int],
-    schemes: Sequence[str],
+    names: list[str],
+    workers: list[int],
+    schemes: list[str],
     steps: int,
     repeats: int,
-    bandwidths_gbps: Sequence[float],
+    bandwidths_gbps: list[float],
     seed: int = 0,
 ) -> pd.DataFrame:
     """Samples a second of all workers: measured compute, then modelled communication, without overlap of the two.
@@ -49,7 +48,7 @@ def throughput(
     return rows[kept]
 
 
-def _step_time(names: Sequence[str], repeats: int, seed: int) -> pd.DataFrame:
+def _step_time(names: list[str], repeats: int, seed: int) -> pd.DataFrame:
     """Seconds of forward and backward of one worker's batch on this machine, and the parameters that it trains.
 
     One row a workload: the median over `repeats`.
@@ -72,13 +71,14 @@ def _step_time(names: Sequence[str], repeats: int, seed: int) -> pd.DataFrame:
                 "workload": job.workload + (f":{batch}" if batch else ""),
                 "compute_s": float(np.median(seconds[1:])),
                 "batch": job.batch_size,
-                "dense_elements": sum(each.numel() for each in model.parameters()) - model.embedding.weight.numel(),
+                "dense_elements": sum(weights.numel() for weights in model.parameters())
+                - model.embedding.weight.numel(),
             }
         )
     return pd.DataFrame(rows)
 
 
-def full_size(*, schemes: Sequence[str], steps: int, bandwidths_gbps: Sequence[float], seed: int = 0) -> pd.DataFrame:
+def full_size(*, schemes: list[str], steps: int, bandwidths_gbps: list[float], seed: int = 0) -> pd.DataFrame:
     """The paper's models at their size, 16 machines: traffic from ratios counted here, compute from one of its numbers.
 
     The embedding's cost over the dense ring's is that of the workload that stands in, the rest of the model goes by the
@@ -101,15 +101,13 @@ def full_size(*, schemes: Sequence[str], steps: int, bandwidths_gbps: Sequence[f
     return pd.concat(tables, ignore_index=True)
 
 
-def _busiest_bytes(
-    names: Sequence[str], workers: Sequence[int], schemes: Sequence[str], steps: int, seed: int
-) -> pd.DataFrame:
+def _busiest_bytes(names: list[str], workers: list[int], schemes: list[str], steps: int, seed: int) -> pd.DataFrame:
     """Bytes of the busiest link. One row per (workload, workers, scheme)."""
     shared = {"workers": workers, "schemes": schemes, "steps": steps, "seed": seed}
     return sweep.table(_busiest, [{"name": name, **shared} for name in names], description="workloads")
 
 
-def _busiest(*, name: str, workers: Sequence[int], schemes: Sequence[str], steps: int, seed: int) -> pd.DataFrame:
+def _busiest(*, name: str, workers: list[int], schemes: list[str], steps: int, seed: int) -> pd.DataFrame:
     from artifact.sparse_sync.links.accounting import traffic_of
 
     label, tensors = sparse_sync.workload_tensors(name, max(workers), steps, seed)
@@ -123,7 +121,7 @@ def _busiest(*, name: str, workers: Sequence[int], schemes: Sequence[str], steps
 
 
 def accuracy(
-    *, names: Sequence[str], num_workers: int, steps: int, systems: Sequence[str], strawman_slots: float, seed: int = 0
+    *, names: list[str], num_workers: int, steps: int, systems: list[str], strawman_slots: float, seed: int = 0
 ) -> pd.DataFrame:
     """Loss by step where the sparse gradient travels by each system; everything else is summed as it is (figure 18).
 
@@ -133,7 +131,7 @@ def accuracy(
     """
     grid = sweep.grid(name=names, system=systems)
     shared = {"num_workers": num_workers, "steps": steps, "strawman_slots": strawman_slots, "seed": seed}
-    return sweep.table(_trained, [{**each, **shared} for each in grid], description="training")
+    return sweep.table(_trained, [{**case, **shared} for case in grid], description="training")
 
 
 def _trained(*, name: str, system: str, num_workers: int, steps: int, strawman_slots: float, seed: int) -> pd.DataFrame:
@@ -150,14 +148,14 @@ def _trained(*, name: str, system: str, num_workers: int, steps: int, strawman_s
     for step in range(steps):
         losses = [job.loss(model, job.batch(worker, step)) for worker in range(num_workers)]
         found = [torch.autograd.grad(loss, [table, *others], materialize_grads=True) for loss in losses]
-        total = _synchronised(system, [sparse_sync.as_sparse(each[0]) for each in found], strawman_slots, seed)
+        total = _synchronised(system, [sparse_sync.as_sparse(first) for first, *_ in found], strawman_slots, seed)
         with torch.no_grad():
             flat = table.data.view(total.num_units, total.width)
             flat[total.index_N] -= job.learning_rate / num_workers * total.value_ND
-            for parameter, first, *rest in zip(others, *(each[1:] for each in found), strict=True):
+            for parameter, first, *rest in zip(others, *(gradients[1:] for gradients in found), strict=True):
                 parameter -= job.learning_rate / num_workers * sum(rest, first)
-        loss = float(torch.stack([each.detach() for each in losses]).mean())
-        rows.append({"workload": job.workload, "system": label, "workers": num_workers, "step": step, "loss": loss})
+        mean = float(torch.stack([loss.detach() for loss in losses]).mean())
+        rows.append({"workload": job.workload, "system": label, "workers": num_workers, "step": step, "loss": mean})
     return pd.DataFrame(rows)
 
 
@@ -171,7 +169,7 @@ def _synchronised(
     if system != "strawman":
         return sparse_sync.run_counted(sparse_sync.SCHEMES[system], tensors, seed)[0][0]()
     kept = []
-    for tensor in (each.elements() for each in tensors):
+    for tensor in map(sparse_sync.SparseTensor.elements, tensors):
         order = strawman(tensor.index_N.numpy(), len(tensors), seed, slots_per_index=strawman_slots).order_N
         chosen = torch.from_numpy(np.sort(order))
         kept.append(sparse_sync.SparseTensor(tensor.index_N[chosen], tensor.value_ND[chosen], tensor.num_units))
