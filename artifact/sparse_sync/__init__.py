@@ -29,13 +29,7 @@ if TYPE_CHECKING:
     from artifact.sparse_sync.tensors.grouping import group_indices, measure_grouping
     from artifact.sparse_sync.tensors.hashing import Grouping, imbalance, partition_of
     from artifact.sparse_sync.tensors.input_file import read_gradients
-    from artifact.sparse_sync.tensors.partitions import (
-        PARTITIONS,
-        Partition,
-        partition,
-        pull_imbalance,
-        push_imbalance,
-    )
+    from artifact.sparse_sync.tensors.partitions import PARTITIONS, Partition, partition, pull_imbalance, push_imbalance
     from artifact.sparse_sync.tensors.sparse_tensor import SparseTensor, as_sparse, sum_in_rank_order, union
     from artifact.sparse_sync.tensors.topk import TopK
     from artifact.sparse_sync.workloads import WorkerGradients, gradients, workload_tensors, zipf_embedding

@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from artifact.sparse_sync.links.accounting import traffic_of
+from artifact.sparse_sync.links.transport import run_counted
+from artifact.sparse_sync.schemes import SCHEMES
 from artifact.sparse_sync.schemes.cost_model import CANDIDATES, choose_scheme, measure_statistics, predict_bytes
 from artifact.sparse_sync.tensors.sparse_tensor import SparseTensor
 from artifact.sparse_sync.workloads import uniform, zipf_embedding
@@ -169,6 +171,23 @@ def test_latency_favours_few_phases_and_only_then_the_bandwidth_matters():
     statistics = measure_statistics(uniform(size=16_384, density=0.02, overlap=0.3, num_workers=8, seed=1))
     assert len({choose_scheme(statistics, bandwidth_gbps=gbps) for gbps in (0.1, 1, 100)}) == 1
     assert choose_scheme(statistics, bandwidth_gbps=100, latency_s=1.0) == "agsparse-row"
+
+
+@pytest.mark.parametrize("name", [name for name in CANDIDATES if name != "agsparse-row"])
+def test_latency_counts_every_phase_of_a_scheme_once(name):
+    compared = 0
+    for n in (2, 3, 5, 8):
+        tensors = uniform(size=4096, density=0.9, overlap=0.95, num_workers=n, seed=n)
+        statistics, gbps = measure_statistics(tensors), 10
+        costs = predict_bytes(statistics)
+        saved_s = (costs["agsparse-row"] - costs[name]) * 8 / (gbps * 1e9)
+        more = len(run_counted(SCHEMES[name], tensors)[1].sent_FW) - 1  # phases than agsparse, which has one
+        if saved_s > 0 and more:
+            compared += 1
+            for latency_s, expected in ((0.99 * saved_s / more, name), (1.01 * saved_s / more, "agsparse-row")):
+                candidates = (name, "agsparse-row")
+                assert choose_scheme(statistics, None, gbps, candidates=candidates, latency_s=latency_s) == expected, n
+    assert compared >= 2
 
 
 def test_a_candidate_list_is_kept_to():

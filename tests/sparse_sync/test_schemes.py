@@ -88,6 +88,14 @@ def test_the_sum_is_exact_and_the_same_on_every_rank(name, n):
     assert torch.equal(on_every_rank(name, tensors), folded(tensors))
 
 
+@pytest.mark.parametrize(("width", "listed"), [(1, 4), (3, 6)])
+def test_a_message_that_is_as_long_in_coo_as_dense_is_decoded_as_it_was_sent(width, listed):
+    units = 8  # 4 bytes of index and 4 a value in COO: listed * (4 + 4 * width) == units * 4 * width
+    tensors = [worker(np.random.default_rng(seed), units, width, listed, integers=True) for seed in range(2)]
+    assert all(tensor.num_indices * (4 + 4 * width) == units * 4 * width for tensor in tensors)
+    assert torch.equal(on_every_rank("sparcml-row", tensors), folded(tensors))
+
+
 MANY = [(name, 32) for name in SCHEMES] + [(name, 64) for name in ("ring", "sparcml", "zen")]
 
 

@@ -99,6 +99,26 @@ def test_a_second_testbed_is_refused_and_leaves_the_first_alone():
 
 
 @needs_links
+def test_what_an_ended_process_left_is_removed_and_what_a_living_one_has_is_not():
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    left, held = f"zen{process.pid}", f"zen{os.getppid()}"
+    try:
+        for command in (
+            "netns add {0}n0",
+            "link add {0}n0v type veth peer name eth0 netns {0}n0",
+            "link add {0}b type bridge",
+        ):
+            subprocess.run(["ip", *command.format(left).split()], check=True)
+        subprocess.run(["ip", "netns", "add", f"{held}n0"], check=True)
+        testbed.clean()
+        found = names()
+        assert left not in found and f"{held}n0" in found
+    finally:
+        subprocess.run(["ip", "netns", "delete", f"{held}n0"])
+
+
+@needs_links
 def test_an_error_inside_leaves_nothing_behind():
     with pytest.raises(ArithmeticError), testbed.Testbed(3, "100mbit") as bed:
         assert all(name in names() for name in bed.namespaces)

@@ -46,12 +46,15 @@ class SyncReport:
 
 
 def synchronise(name: str, tensors: Sequence[SparseTensor], *, bandwidth_gbps: float, seed: int = 0) -> SyncReport:
-    """Run a scheme over one tensor a worker and check its sum on every rank.
+    """Run a scheme over one tensor per worker, count its bytes and check its sum on every rank.
 
-    Raises: ValueError for an unknown scheme, a bandwidth that is not positive, or tensors that differ in size
+    bandwidth_gbps: of a link, in 10^9 bits a second
+    seed:           of the hash
+    Raises:         ValueError for an unknown scheme, a bandwidth that is not positive, tensors that differ in size or
+                    that break the rules of `SparseTensor`
     """
     chosen = scheme(name)
-    results, traffic = run_counted(chosen, tensors, seed)
+    results, traffic = run_counted(chosen, [tensor.validate() for tensor in tensors], seed)
     units = [chosen.units(tensor) for tensor in tensors]
     push = pull = None
     if chosen.partition is not None:
@@ -92,13 +95,10 @@ def is_exact(chosen: Scheme, units: Sequence[SparseTensor], results: Sequence[Re
         if not (torch.equal(first.index_N, other.index_N) and torch.equal(first.value_ND, other.value_ND)):
             return False
     rounding = 0.0 if chosen.in_rank_order else len(units) * torch.finfo(first.value_ND.dtype).eps
+    stretches = [(start, min(start + STRETCH, first.num_units)) for start in range(0, first.num_units, STRETCH)]
     return all(
-        _is_sum(
-            [tensor.slice(start, min(start + STRETCH, first.num_units)) for tensor in units],
-            first.slice(start, min(start + STRETCH, first.num_units)).to_dense(),
-            rounding,
-        )
-        for start in range(0, first.num_units, STRETCH)
+        _is_sum([tensor.slice(*stretch) for tensor in units], first.slice(*stretch).to_dense(), rounding)
+        for stretch in stretches
     )
 
 

@@ -18,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from artifact.sparse_sync.links.transport import Link
 from artifact.sparse_sync.schemes import SCHEMES, Exchange
-from artifact.sparse_sync.schemes.cost_model import CANDIDATES, choose_scheme, measure_statistics
+from artifact.sparse_sync.schemes.cost_model import choose_scheme, measure_statistics
 from artifact.sparse_sync.tensors.formats import as_bytes, from_bytes
 from artifact.sparse_sync.tensors.sparse_tensor import SparseTensor, from_coo
 from artifact.sparse_sync.tensors.topk import TopK
@@ -73,12 +73,9 @@ class SparseSync:
         step = self._steps[key] = self._steps.get(key, -1) + 1
         if step % self.interval == 0:
             statistics = measure_statistics(self._supports(tensor), self.seed)
+            current, gbps = self.schemes.get(key), self.bandwidth_gbps
             self.schemes[key] = choose_scheme(
-                statistics,
-                bandwidth_gbps=self.bandwidth_gbps,
-                candidates=CANDIDATES,
-                current=self.schemes.get(key),
-                hysteresis=self.hysteresis,
+                statistics, bandwidth_gbps=gbps, current=current, hysteresis=self.hysteresis
             )
         return self.schemes[key]
 
@@ -134,17 +131,9 @@ def register_sparse_sync(
         raise ValueError(f"density must be in (0, 1), got {density}")
     if interval < 1:
         raise ValueError(f"interval must be at least 1, got {interval}")
-    device = next(ddp_model.module.parameters()).device
-    state = SparseSync(
-        link=Link(ddp_model.process_group, device),
-        scheme=scheme,
-        density=density,
-        bandwidth_gbps=bandwidth_gbps,
-        interval=interval,
-        hysteresis=hysteresis,
-        seed=seed,
-        names={id(parameter): name for name, parameter in ddp_model.module.named_parameters()},
-    )
+    link = Link(ddp_model.process_group, next(ddp_model.module.parameters()).device)
+    names = {id(parameter): name for name, parameter in ddp_model.module.named_parameters()}
+    state = SparseSync(link, scheme, density, bandwidth_gbps, interval, hysteresis, seed, names)
     if ddp_model.find_unused_parameters:
         ddp_model.register_forward_pre_hook(_define_sparse_gradients)
     ddp_model.register_comm_hook(state, _hook)

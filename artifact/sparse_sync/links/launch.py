@@ -129,11 +129,9 @@ def _rank(
     from torch import distributed
 
     torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "eth0" if namespaces else "lo"
     if namespaces:
         enter_namespace(namespaces[rank])
-        os.environ["GLOO_SOCKET_IFNAME"] = "eth0"
-    else:
-        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     distributed.init_process_group(
         "gloo", store=distributed.FileStore(str(store), num_workers), rank=rank, world_size=num_workers
     )

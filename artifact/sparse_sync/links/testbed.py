@@ -50,10 +50,10 @@ def available() -> tuple[bool, str]:
         return False, f"{' and '.join(missing)} not found (package iproute2)"
     name = f"{PREFIX}{os.getpid()}t"
     try:
-        _ip(f"netns add {name}")
+        _command(f"ip netns add {name}")
     except OSError as error:
         return False, str(error)
-    _ip(f"netns delete {name}")
+    _command(f"ip netns delete {name}")
     return True, ""
 
 
@@ -101,19 +101,19 @@ class Testbed:
         return launch.run(function, self.num_workers, namespaces=self.namespaces, timeout_s=timeout_s)
 
     def _make(self) -> None:
-        _ip(f"link add {self.bridge} mtu {MTU_BYTES} type bridge")
-        _ip(f"link set {self.bridge} up")
+        _command(f"ip link add {self.bridge} mtu {MTU_BYTES} type bridge")
+        _command(f"ip link set {self.bridge} up")
         limit = f"tbf rate {round(self.rate_bps)}bit burst {BURST_BYTES} latency {QUEUE_MS}ms"
         for rank, name in enumerate(self.namespaces):
-            outer = _outer(name)
-            _ip(f"netns add {name}")
-            _ip(f"link add {outer} mtu {MTU_BYTES} type veth peer name eth0 mtu {MTU_BYTES} netns {name}")
-            _ip(f"link set {outer} master {self.bridge} up")
+            outer = f"{name}v"  # the end on the bridge
+            _command(f"ip netns add {name}")
+            _command(f"ip link add {outer} mtu {MTU_BYTES} type veth peer name eth0 mtu {MTU_BYTES} netns {name}")
+            _command(f"ip link set {outer} master {self.bridge} up")
             # No neighbour discovery among the bytes that are measured.
             _command(f"ip netns exec {name} sysctl -qw net.ipv6.conf.all.disable_ipv6=1", check=False)
-            _ip(f"-n {name} address add 10.77.0.{rank + 1}/24 dev eth0")
-            _ip(f"-n {name} link set eth0 up")
-            _ip(f"-n {name} link set lo up")
+            _command(f"ip -n {name} address add 10.77.0.{rank + 1}/24 dev eth0")
+            _command(f"ip -n {name} link set eth0 up")
+            _command(f"ip -n {name} link set lo up")
             _command(f"tc qdisc add dev {outer} root {limit}")
             _command(f"tc -n {name} qdisc add dev eth0 root {limit}")
             # A namespace starts with the host's choice; bbr's pacing does not work with a token bucket.
@@ -223,12 +223,8 @@ def clean() -> None:
     for name in names:
         match = re.fullmatch(rf"{PREFIX}(\d+)([nbt])\d*(v?)", name)
         if match and not Path(f"/proc/{match[1]}").exists():
-            _ip(f"link delete {name}" if match[2] == "b" or match[3] else f"netns delete {name}", check=False)
-
-
-def _outer(namespace: str) -> str:
-    """The end of a namespace's link that is on the bridge."""
-    return f"{namespace}v"
+            kind = "link" if match[2] == "b" or match[3] else "netns"
+            _command(f"ip {kind} delete {name}", check=False)
 
 
 def _reaper(bridge: str, namespaces: Sequence[str]) -> subprocess.Popen[bytes]:
@@ -237,14 +233,10 @@ def _reaper(bridge: str, namespaces: Sequence[str]) -> subprocess.Popen[bytes]:
     A namespace's links disappear later than its name, so they are deleted too.
     """
     orders = [f"kill -9 $(ip netns pids {name})" for name in namespaces]
-    orders += [f"ip link delete {_outer(name)}" for name in namespaces]
+    orders += [f"ip link delete {name}v" for name in namespaces]
     orders += [f"ip netns delete {name}" for name in namespaces]
     script = f"cat >/dev/null; {{ {'; '.join(orders)}; ip link delete {bridge}; }} 2>/dev/null"
     return subprocess.Popen(["sh", "-c", script], stdin=subprocess.PIPE, start_new_session=True)
-
-
-def _ip(arguments: str, *, check: bool = True) -> str:
-    return _command(f"ip {arguments}", check=check)
 
 
 def _command(line: str, *, check: bool = True) -> str:

@@ -19,7 +19,6 @@ from artifact.sparse_sync.schemes import Exchange, RankContext, Scheme
 from artifact.sparse_sync.schemes.base import Message, Received, Result
 from artifact.sparse_sync.tensors.sparse_tensor import SparseTensor
 
-BITS_PER_GBPS = 10**9
 EAGER_BYTES = 65_536
 """Bytes of a message that are sent together with its length: a small message then costs one handshake, not two."""
 
@@ -58,7 +57,7 @@ class Traffic:
         """Time on full-duplex links of `bandwidth_gbps` (10^9 bits a second), one phase after the other."""
         if not bandwidth_gbps > 0:
             raise ValueError(f"bandwidth_gbps must be positive, got {bandwidth_gbps}")
-        return self.busiest_bytes * 8 / (bandwidth_gbps * BITS_PER_GBPS)
+        return self.busiest_bytes * 8 / (bandwidth_gbps * 1e9)
 
 
 def run_counted(scheme: Scheme, tensors: Sequence[SparseTensor], seed: int = 0) -> tuple[list[Result], Traffic]:
@@ -89,10 +88,7 @@ def run_counted(scheme: Scheme, tensors: Sequence[SparseTensor], seed: int = 0) 
                 results.append(stop.value)
         assert not (exchanges and results), "all ranks of a scheme have the same number of phases"
         if results:
-            return results, Traffic(
-                np.array(sent_bytes, dtype=np.int64).reshape(-1, workers),
-                np.array(received_bytes, dtype=np.int64).reshape(-1, workers),
-            )
+            return results, Traffic(*np.array([sent_bytes, received_bytes], np.int64).reshape(2, -1, workers))
         received = [
             {source: exchanges[source].send[rank] for source in exchanges[rank].sources} for rank in range(workers)
         ]

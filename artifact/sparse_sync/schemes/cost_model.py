@@ -89,9 +89,9 @@ def measure_statistics(tensors: Sequence[SparseTensor], seed: int = 0) -> Statis
     elements = [_support(tensor.elements().index_N.cpu(), first.size) for tensor in tensors]
     blocks = [_support((tensor.index_N // BLOCK_ELEMENTS).unique_consecutive(), num_blocks) for tensor in elements]
     return Statistics(
-        num_workers=len(tensors),
-        width=first.width,
-        value_bytes=first.value_ND.dtype.itemsize,
+        len(tensors),
+        first.width,
+        first.value_ND.dtype.itemsize,
         rows=_granularity(rows, ("hashed", "contiguous"), seed),
         elements=_granularity(elements, ("hashed", "contiguous"), seed),
         blocks=_granularity(blocks, ("contiguous", "modulo"), seed),
@@ -171,7 +171,7 @@ def _phases(name: str, num_workers: int) -> int:
     if name == "ring":
         return 2 * (num_workers - 1)
     if name.startswith("sparcml"):
-        return (num_workers - 1).bit_length() + (2 if num_workers & (num_workers - 1) else 0)
+        return num_workers.bit_length() - 1 + (2 if num_workers & (num_workers - 1) else 0)
     return 1 if name.startswith("agsparse") else 2
 
 

@@ -9,7 +9,7 @@ give the same partition:
 
 `strawman` is the paper's Algorithm 3, one hash and no collision handling, which loses gradients.
 
-Shape legend: N = indices, P = partitions
+Shape legend: N = indices, P = partitions, S = slots of a partition
 """
 
 from __future__ import annotations
@@ -131,8 +131,9 @@ def hierarchical(
     Raises:          ValueError as `memory_plan`
     """
     plan = memory_plan(len(index_N), num_partitions, seed, num_hashes, slots_per_index, serial_share)
-    order_N, count_P, serial, grown = _hierarchical(index_N, num_partitions, np.array(plan[0], np.uint64), *plan[1:])
-    return Grouping(order_N, count_P, serial=int(serial), grown=int(grown))
+    memory_PS, serial, grown = _hierarchical(index_N, num_partitions, np.array(plan[0], np.uint64), *plan[1:])
+    taken_PS = memory_PS != -1
+    return Grouping(memory_PS[taken_PS], taken_PS.sum(axis=1), serial=int(serial), grown=int(grown))
 
 
 def memory_plan(
@@ -161,8 +162,9 @@ def strawman(index_N: Integers, num_partitions: int, seed: int = 0, *, slots_per
     """
     _check(num_partitions)
     slots = max(1, round(slots_per_index * len(index_N) / num_partitions))
-    order_N, count_P = _strawman(index_N, num_partitions, np.uint64(mixed_seed(seed)), slots)
-    return Grouping(order_N, count_P, lost=len(index_N) - len(order_N))
+    memory_PS = _strawman(index_N, num_partitions, np.uint64(mixed_seed(seed)), slots).reshape(num_partitions, slots)
+    taken_PS = memory_PS != -1
+    return Grouping(memory_PS[taken_PS], taken_PS.sum(axis=1), lost=len(index_N) - int(taken_PS.sum()))
 
 
 def _parts(index_N: Integers, num_partitions: int, seed: int) -> NDArray[np.uint16]:
@@ -233,8 +235,7 @@ def _tables(order, num_partitions, seed):
 
 @numba.njit(nogil=True, cache=True)
 def _hierarchical(index_N, num_partitions, seeds, slots, serial_slots):
-    parallel = np.full((num_partitions, slots), -1, dtype=np.int64)
-    serial = np.empty((num_partitions, serial_slots), dtype=np.int64)
+    memory = np.full((num_partitions, slots + serial_slots), -1, dtype=np.int64)  # parallel slots, then serial ones
     serial_count_P = np.zeros(num_partitions, dtype=np.int64)
     grown = 0
     for i in range(len(index_N)):
@@ -242,32 +243,19 @@ def _hierarchical(index_N, num_partitions, seeds, slots, serial_slots):
         placed = False
         for level in range(1, len(seeds)):
             slot = np.int64((_hash(index_N[i], seeds[level]) * np.uint64(slots)) >> np.uint64(32))
-            if parallel[part, slot] == -1:
-                parallel[part, slot] = i
+            if memory[part, slot] == -1:
+                memory[part, slot] = i
                 placed = True
                 break
         if not placed:
-            if serial_count_P[part] == serial.shape[1]:
-                larger = np.empty((num_partitions, 2 * serial.shape[1]), dtype=np.int64)
-                larger[:, : serial.shape[1]] = serial
-                serial = larger
+            if slots + serial_count_P[part] == memory.shape[1]:
+                larger = np.full((num_partitions, 2 * memory.shape[1] - slots), -1, dtype=np.int64)
+                larger[:, : memory.shape[1]] = memory
+                memory = larger
                 grown += 1
-            serial[part, serial_count_P[part]] = i
+            memory[part, slots + serial_count_P[part]] = i
             serial_count_P[part] += 1
-    order_N = np.empty(len(index_N), dtype=np.int64)
-    count_P = np.zeros(num_partitions, dtype=np.int64)
-    end = 0
-    for part in range(num_partitions):
-        start = end
-        for position in parallel[part]:
-            if position != -1:
-                order_N[end] = position
-                end += 1
-        for position in serial[part, : serial_count_P[part]]:
-            order_N[end] = position
-            end += 1
-        count_P[part] = end - start
-    return order_N, count_P, serial_count_P.sum(), grown
+    return memory, serial_count_P.sum(), grown
 
 
 @numba.njit(nogil=True, cache=True)
@@ -275,12 +263,4 @@ def _strawman(index_N, num_partitions, seed, slots):
     memory = np.full(num_partitions * slots, -1, dtype=np.int64)
     for i in range(len(index_N)):
         memory[np.int64((_hash(index_N[i], seed) * np.uint64(num_partitions * slots)) >> np.uint64(32))] = i
-    count_P = np.zeros(num_partitions, dtype=np.int64)
-    kept = np.empty(len(index_N), dtype=np.int64)
-    end = 0
-    for slot in range(len(memory)):
-        if memory[slot] != -1:
-            count_P[slot // slots] += 1
-            kept[end] = memory[slot]
-            end += 1
-    return kept[:end], count_P
+    return memory
