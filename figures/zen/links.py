@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from artifact import sparse_sync
 from figures.reducers import NAN
-from figures.style import Picture, facets
+from figures.style import SYSTEM_COLORS, Picture, facets, subplots
 from figures.zen.panels import Options
 
 CASE = ["workload", "workers", "rate_mbps"]
@@ -170,10 +170,14 @@ def plot_links(table: pd.DataFrame) -> Figure:
 
 def plot_links_training(table: pd.DataFrame) -> Figure:
     """Loss against time on rate-limited links: stock DDP and the hook."""
-    curves: Options = {"kind": "line", "x": "elapsed_s", "y": "loss", "hue": "system", "style": "system"}
-    grid = facets(sns.relplot, _named_cases(table), col="case", facet_kws={"sharex": False}, height_in=2.5, **curves)
-    grid.set_titles("{col_name}").set_axis_labels("Time (s)", "Training loss (nats)")
-    return grid.figure
+    cases = list(_named_cases(table).groupby("case", sort=False))
+    figure, axes = subplots(1, len(cases), height_in=2.5, squeeze=False, sharey=True)
+    by_system: Options = {"hue": "system", "style": "system", "palette": SYSTEM_COLORS}
+    for ax, (case, rows) in zip(axes.flat, cases, strict=True):  # relplot cannot draw a table without root: all is NaN
+        sns.lineplot(rows, x="elapsed_s", y="loss", **by_system, legend=ax is axes.flat[0], ax=ax)
+        ax.set(title=case, xlabel="Time (s)", ylabel="Training loss (nats)")
+    sns.move_legend(axes.flat[0], "upper right", title=None)
+    return figure
 
 
 def _named_cases(table: pd.DataFrame) -> pd.DataFrame:

@@ -109,7 +109,7 @@ def test_zen_trains_as_the_ring_does_and_a_strawman_without_memory_does_not():
     assert training.loss_difference(table) < 1e-5 < 1e-3 < training.strawman_loss_difference(table)
 
 
-def test_without_root_the_state_says_so_and_the_bytes_are_counted(monkeypatch):
+def test_without_root_the_state_says_so_the_bytes_are_counted_and_the_figures_are_drawn(monkeypatch):
     monkeypatch.setattr(testbed, "available", lambda: (False, "not root"))
     case = ["zipf", 2, "100mbit"]
     table = links.synchronisation_times(cases=[case], systems=["torch-allreduce", "zen"], repeats=1, steps=0)
@@ -118,6 +118,11 @@ def test_without_root_the_state_says_so_and_the_bytes_are_counted(monkeypatch):
     assert math.isnan(links.largest_wire_excess_pct(table))
     trained = links.training_times(cases=[["deepfm", 2, "1gbit"]], steps=2, systems=["stock", "zen-row"])
     assert set(trained["state"]) == {"needs root: not root"} and list(trained["system"]) == ["Stock DDP", "Zen (rows)"]
+    drawn = [links.plot_links(table), links.plot_links_training(trained)]
+    assert [ax.get_title() for figure in drawn for ax in figure.axes] == [
+        "synthetic-zipf, n = 2, 100 Mb/s",
+        f"{trained['workload'][0]}, n = 2, 1000 Mb/s",
+    ]
 
 
 def test_the_hooks_overhead_is_its_share_of_what_it_saves_and_all_where_it_saves_nothing():
