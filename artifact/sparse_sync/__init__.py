@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from artifact.doors import lazy
 
 if TYPE_CHECKING:
-    from artifact.sparse_sync.links.accounting import SyncReport, synchronise
+    from artifact.sparse_sync.links.accounting import SyncReport, synchronise, traffic_of
     from artifact.sparse_sync.links.ddp_hook import SparseSync, register_sparse_sync
     from artifact.sparse_sync.links.testbed import Testbed, measure_links
     from artifact.sparse_sync.links.transport import Link, Traffic, run_counted
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from artifact.sparse_sync.workloads import WorkerGradients, gradients, workload_tensors, zipf_embedding
 
 _NAMES = {
-    "links.accounting": ["SyncReport", "synchronise"],
+    "links.accounting": ["SyncReport", "synchronise", "traffic_of"],
     "links.ddp_hook": ["SparseSync", "register_sparse_sync"],
     "links.testbed": ["Testbed", "measure_links"],
     "links.transport": ["Link", "Traffic", "run_counted"],
@@ -94,6 +94,7 @@ __all__ = [
     "run_counted",
     "sum_in_rank_order",
     "synchronise",
+    "traffic_of",
     "union",
     "workload_tensors",
     "zipf_embedding",
