@@ -49,6 +49,7 @@ class WorkerGradients:
     workload: str  # prefixed "synthetic-" if the data set is not available and its data are generated
     kind: str  # "embedding rows" (units are rows of the table) or "top-k" (elements of the flat gradient, table first)
     tensors: list[SparseTensor]  # one per worker
+    full_rows: int  # rows of the vocabulary, after scaling
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ def gradients(
             tensors = [from_coo(of_table) for of_table, *_ in sent]
         for parameter, first, *others in zip(parameters, *sent, strict=True):
             parameter.data -= job.learning_rate / num_workers * sum(others, first)
-    return WorkerGradients(job.workload, job.kind, tensors)
+    return WorkerGradients(job.workload, job.kind, tensors, job.num_rows)
 
 
 def zipf_embedding(
