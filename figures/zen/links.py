@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -15,6 +16,9 @@ from artifact import sparse_sync
 from figures.reducers import NAN
 from figures.style import SYSTEM_COLORS, Picture, facets, subplots
 from figures.zen.panels import Options
+
+if TYPE_CHECKING:
+    from artifact.sparse_sync.workloads import Task
 
 CASE = ["workload", "workers", "rate_mbps"]
 STOCK = {"stock": "Stock DDP", "stock-dense": "Stock DDP, dense"}
@@ -66,16 +70,19 @@ def training_times(*, cases: list[tuple[str, int, str]], steps: int, systems: li
     possible, reason = testbed.available()
     tables = []
     for name, workers, rate in cases:
+        job = task(name, seed)
         if possible:
+            # What is passed is loaded before the ranks fork, with all that it imports: they share it.
+            train = partial(_train, job, sparse_sync.register_sparse_sync, steps, systems, seed)
             with sparse_sync.Testbed(workers, rate) as bed:
-                ranks = bed.run(partial(_train, name, steps, systems, seed), timeout_s=1800)
+                ranks = bed.run(train, timeout_s=1800)
             runs = [_over_ranks([rank[name] for rank in ranks]).assign(system=label) for name, label in labels.items()]
             table = pd.concat(runs).assign(state="measured")
         else:
             empty = dict.fromkeys(("loss", "elapsed_s", "samples_per_s", "own_s", "exchange_s"), NAN)
             table = pd.DataFrame({"system": labels.values(), "step": 0, **empty, "state": f"needs root: {reason}"})
         rate_mbps = testbed.rate_bps(rate) / 1e6
-        tables.append(table.assign(workload=task(name, seed).workload, workers=workers, rate_mbps=rate_mbps))
+        tables.append(table.assign(workload=job.workload, workers=workers, rate_mbps=rate_mbps))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -97,14 +104,16 @@ def _over_ranks(runs: list[dict[str, Any]]) -> pd.DataFrame:
     )
 
 
-def _train(name: str, steps: int, systems: list[str], seed: int, rank: int, _: int) -> dict[str, dict[str, Any]]:
+def _train(
+    job: Task, register: Callable[..., Any], steps: int, systems: list[str], seed: int, rank: int, _: int
+) -> dict[str, dict[str, Any]]:
     """One rank: the systems take each step in turn, so that a machine that slows down slows all of them."""
     from torch import distributed
 
-    trainings = {system: _Training(name, system, seed) for system in systems}
+    trainings = {system: _Training(job, register, system, seed) for system in systems}
     for step in range(steps):
         for training in trainings.values():
-            batch = training.job.batch(rank, step)
+            batch = job.batch(rank, step)
             distributed.barrier()
             training.step(batch)
     return {system: training.result() for system, training in trainings.items()}
@@ -113,21 +122,18 @@ def _train(name: str, steps: int, systems: list[str], seed: int, rank: int, _: i
 class _Training:
     """One rank's training by one system. Time runs from the end of the first step, which connects and chooses."""
 
-    def __init__(self, name: str, system: str, seed: int) -> None:
+    def __init__(self, job: Task, register: Callable[..., Any], system: str, seed: int) -> None:
         import torch
         from torch.nn.parallel import DistributedDataParallel
 
-        from artifact.sparse_sync.workloads import task
-
-        self.job = task(name, seed)
-        self.model = self.job.model()
+        self.job, self.model = job, job.model()
         if system == "stock-dense":
             for module in self.model.modules():
                 if isinstance(module, (torch.nn.Embedding, torch.nn.EmbeddingBag)):
                     module.sparse = False
         self.wrapped = DistributedDataParallel(self.model, find_unused_parameters=True)
-        self.state = None if system in STOCK else sparse_sync.register_sparse_sync(self.wrapped, system, seed=seed)
-        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=self.job.learning_rate)
+        self.state = None if system in STOCK else register(self.wrapped, system, seed=seed)
+        self.optimizer = torch.optim.SGD(self.model.parameters(), lr=job.learning_rate)
         self.losses: list[float] = []
         self.elapsed_s: list[float] = []
         self.first_own_s = self.first_exchange_s = NAN
