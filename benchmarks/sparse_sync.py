@@ -11,11 +11,11 @@ import torch
 
 from artifact.sparse_sync import workloads
 from artifact.sparse_sync.schemes import cost_model
-from artifact.sparse_sync.tensors import hashing, sparsity
+from artifact.sparse_sync.tensors import hashing
 from artifact.sparse_sync.tensors.formats import Bitmap
-from artifact.sparse_sync.tensors.grouping import group
+from artifact.sparse_sync.tensors.grouping import group_indices
 from artifact.sparse_sync.tensors.partitions import Hashed
-from artifact.sparse_sync.tensors.sparse_tensor import sum_in_rank_order
+from artifact.sparse_sync.tensors.sparse_tensor import sum_in_rank_order, union
 
 REPEATS = 5
 
@@ -38,7 +38,7 @@ def partitioning() -> pd.DataFrame:
     parts_N = hashing.partition_of(torch.from_numpy(index_N), 16).numpy().astype(np.uint16)
     rows = [("numpy stable argsort (without its hash)", seconds(lambda: np.argsort(parts_N, kind="stable")))]
     rows += [
-        (method, seconds(lambda method=method: group(index_N, method, 16, size)))
+        (method, seconds(lambda method=method: group_indices(index_N, method, 16, size)))
         for method in ("counting", "bijection", "modulo", "contiguous", "hierarchical")
     ]
     table = pd.DataFrame(rows, columns=["method", "seconds"])
@@ -69,7 +69,7 @@ def own_time() -> pd.DataFrame:
         "zipf rows": workloads.zipf_embedding(rows=100_000, width=64, tokens_per_worker=3000, num_workers=8, seed=0),
         "uniform elements": workloads.uniform(size=4_000_000, density=0.05, overlap=0.5, num_workers=8, seed=0),
     }.items():
-        costs = cost_model.predict(cost_model.measure(tensors))
+        costs = cost_model.predict_bytes(cost_model.measure_statistics(tensors))
         saved = (costs["ring"] - costs["zen-row"]) * 8 / 200e6
         own = _zen_compute(tensors)
         rows.append({"gradient": name, "own_ms": 1e3 * own, "saved_ms": 1e3 * saved, "share_pct": 100 * own / saved})
@@ -85,7 +85,7 @@ def _zen_compute(tensors: list) -> float:
         here = parts.split(tensor.index_N)[0]
         contributions.append((parts.position(0, tensor.index_N[here]), tensor.value_ND[here]))
     bitmap = Bitmap(parts.part_size(0), first.width, torch.float32)
-    union_N = sparsity.union(tensors)
+    union_N = union(tensors)
     share = union_N[parts.split(union_N)[0]]
     answer = bitmap.encode(parts.position(0, share), torch.ones(len(share), first.width))
 

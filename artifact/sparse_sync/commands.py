@@ -46,13 +46,11 @@ def sync(
     as_json: cli.AsJson = False,
 ) -> None:
     """Synchronise the gradients of a file and print what each scheme sends."""
-    from artifact.sparse_sync.links.counting import report
-    from artifact.sparse_sync.schemes import COMPARED
-    from artifact.sparse_sync.tensors.input_file import read
+    from artifact.sparse_sync import COMPARED, read_gradients, synchronise
 
-    tensors = read(path, workers, seed)
+    tensors = read_gradients(path, workers, seed)
     reports = {
-        name: report(name, tensors, bandwidth_gbps=bandwidth_gbps, seed=seed).as_dict()
+        name: synchronise(name, tensors, bandwidth_gbps=bandwidth_gbps, seed=seed).as_dict()
         for name in (COMPARED if scheme == "all" else (scheme,))
     }
     if as_json:
@@ -73,11 +71,10 @@ def partition(
     as_json: cli.AsJson = False,
 ) -> None:
     """Assign the indices of a file to partitions and print how even the partitions are, and how fast it was."""
-    from artifact.sparse_sync.tensors.grouping import measure
-    from artifact.sparse_sync.tensors.input_file import read
+    from artifact.sparse_sync import measure_grouping, read_gradients
 
     options: dict[str, Any] = {"seed": seed, "num_hashes": hashes, "slots_per_index": slots_per_index}
-    cli.show(measure(read(path), method, partitions, **options), as_json)
+    cli.show(measure_grouping(read_gradients(path), method, partitions, **options), as_json)
 
 
 def testbed(
@@ -98,7 +95,7 @@ def testbed(
     _, tensors = workload_tensors(workload, workers, 1, 0)
     chosen = testbed.SYSTEMS if systems is None else systems.split(",")
     try:
-        table = testbed.measure(tensors, rate, systems=chosen, repeats=repeats)
+        table = testbed.measure_links(tensors, rate, systems=chosen, repeats=repeats)
     except RuntimeError as error:
         print(f"error: {error}", file=sys.stderr)
         raise typer.Exit(1) from None

@@ -1,8 +1,8 @@
-"""Sparse gradients of data-parallel workers: of small models trained here, and drawn to a given shape.
+"""Sparse gradients of data-parallel workers: from small models trained here, or drawn to a given shape.
 
 The models are those that Zen measures (section 5.1) at a size that trains in a minute, all workers in one process. What
-differs: corpora hold 10^4 to 10^6 words or clicks, so that vocabularies are smaller and densities higher; outputs have
-weights of their own, so that only rows of words read are non-zero; SGD is plain. One thread repeats results bit by bit.
+differs: corpora hold 10^4 to 10^6 words or clicks, so vocabularies are smaller and densities higher; outputs and inputs
+share no weights, so only rows of input words are non-zero; SGD is plain. One thread repeats results bit for bit.
 
 Shape legend: W = workers, E = examples, B = batch, S, T = source and target words, F = fields, D = width, N = units
 """
@@ -27,26 +27,26 @@ from artifact.sparse_sync.tensors.topk import TopK
 NAMES = ("lstm", "deepfm", "nmt", "bert", "topk-lstm", "topk-transformer")
 EMBEDDING_ROWS, TOP_K = "embedding rows", "top-k"
 PADDING, MARK, RARE, RESERVED = range(4)
-"""Rows before those of words: nothing, masked word or start of a sentence, word beyond the vocabulary; their number."""
+"""Rows before those of words: padding, masked word or start of a sentence, unknown word; their number."""
 FIELDS, WIDTH = 26, 64
 UNSEEN_SCALE = 8
-"""Rows of the click table for each value in the sample: brings the density of a batch to the paper's 2.8 %."""
+"""Rows of the click table per value in the sample: gives a batch the density that the paper reports, 2.8 %."""
 
 _Softmax = partial(nn.AdaptiveLogSoftmaxWithLoss, cutoffs=[500, 2000, 4000])
 _WORD = re.compile(r"'?\w+(?:[.'-]\w+)*|<unk>|@.@|\S")
-_Data = tuple[tuple[Tensor, ...], int, bool]  # examples, rows of the vocabulary, whether a generator made them
+_Data = tuple[tuple[Tensor, ...], int, bool]  # examples, rows of the vocabulary, whether they are generated
 _Limit = int | None
 
 
 @dataclass(frozen=True)
 class WorkerGradients:
-    """The gradient of each data-parallel worker, before anything is exchanged.
+    """The gradient of each data-parallel worker, before any exchange.
 
-    The table of deepfm has UNSEEN_SCALE times the rows that its sample has values: most values of the full log are not
-    in the sample, and take the last rows of a table sorted by frequency, which no batch touches.
+    The table of deepfm has UNSEEN_SCALE rows per value of its sample: most values of the full log are not in the
+    sample; in a table sorted by frequency they take the last rows, which no batch touches.
     """
 
-    workload: str  # prefixed "synthetic-" where a generator stood in for data that were not at hand
+    workload: str  # prefixed "synthetic-" if the data set is not available and its data are generated
     kind: str  # "embedding rows" (units are rows of the table) or "top-k" (elements of the flat gradient, table first)
     tensors: list[SparseTensor]  # one per worker
     full_rows: int  # rows of the vocabulary, after scaling
@@ -54,7 +54,7 @@ class WorkerGradients:
 
 @dataclass(frozen=True)
 class Task:
-    """A model, its examples, and which of them a worker sees in a step."""
+    """A model, its examples, and the batches of every worker and step."""
 
     workload: str
     kind: str
@@ -72,9 +72,9 @@ class Task:
             return self.build(self.num_rows)
 
     def batch(self, worker: int, step: int) -> tuple[Tensor, ...]:
-        """Tensors [B, ...], the w-th part of the step's shuffle of the examples, however many workers there are.
+        """Tensors [B, ...]: part number `worker` of the step's shuffle of the examples, for any number of workers.
 
-        Workers beyond its last part (more than 7 of deepfm, 22 of nmt) read another shuffle, and share examples.
+        Workers beyond the last part (more than 7 of deepfm, 22 of nmt) read another shuffle, and share examples.
         """
         count = len(self.examples[0])
         shuffle, part = divmod(worker, max(1, count // self.batch_size))
@@ -88,7 +88,7 @@ class Task:
 
 
 def task(name: str, seed: int = 0, *, limit_batch: _Limit = None) -> Task:
-    """The task of that name, on generated data where the real are not at hand, with batches of at most `limit_batch`.
+    """The task of that name, on generated data if its data set is not available. limit_batch: examples at most
 
     Raises: ValueError if the name is unknown or limit_batch < 1
     """
@@ -110,27 +110,34 @@ def task(name: str, seed: int = 0, *, limit_batch: _Limit = None) -> Task:
 
 
 def gradients(
-    name: str, *, num_workers: int, seed: int = 0, steps: int = 20, density: float = 0.05, limit_batch: _Limit = None
+    name: str,
+    *,
+    num_workers: int,
+    seed: int = 0,
+    steps: int = 20,
+    density: float = 0.05,
+    limit_batch: _Limit = None,
 ) -> WorkerGradients:
-    """Each worker's gradient of its next batch, after `steps` steps of SGD on the mean of what the workers send.
+    """Each worker's gradient of its next batch, after `steps` steps of SGD on the mean of the workers' gradients.
 
-    density: share of elements that top-k selects; that of embedding rows is what the words of a batch make it
+    density: share of elements that top-k selects; the density of embedding rows follows from the words of a batch
     Raises:  ValueError if the name is unknown, num_workers or limit_batch < 1, steps < 0, or density not in (0, 1]
     """
     _check(density, num_workers=num_workers, steps=steps)
     job = task(name, seed, limit_batch=limit_batch)
     model, top_ks = job.model(), [TopK(density) for _ in range(num_workers)]
-    parameters = [model.embedding.weight] + [each for each in model.parameters() if each is not model.embedding.weight]
+    table = model.embedding.weight
+    parameters = [table, *(parameter for parameter in model.parameters() if parameter is not table)]
     for step in range(steps + 1):
         losses = (job.loss(model, job.batch(worker, step)) for worker in range(num_workers))
-        # A batch without a rare word leaves a part of the softmax out, whose gradient is then zeros.
+        # A batch without rare words does not use one part of the softmax, whose gradient is then zero.
         sent = [torch.autograd.grad(loss, parameters, materialize_grads=True) for loss in losses]
         if job.kind == TOP_K:
             tensors = list(map(TopK.select, top_ks, map(nn.utils.parameters_to_vector, sent)))
-            for tensor, each in zip(tensors, sent, strict=True):
-                nn.utils.vector_to_parameters(tensor.to_dense(), each)
+            for tensor, gradient in zip(tensors, sent, strict=True):
+                nn.utils.vector_to_parameters(tensor.to_dense(), gradient)
         else:
-            tensors = [from_coo(each[0]) for each in sent]
+            tensors = [from_coo(of_table) for of_table, *_ in sent]
         for parameter, first, *others in zip(parameters, *sent, strict=True):
             parameter.data -= job.learning_rate / num_workers * sum(others, first)
     return WorkerGradients(job.workload, job.kind, tensors, job.num_rows)
@@ -139,7 +146,7 @@ def gradients(
 def zipf_embedding(
     *, rows: int, width: int, tokens_per_worker: int, num_workers: int, exponent: float = 1.0, seed: int
 ) -> list[SparseTensor]:
-    """Rows touched by tokens that each worker draws by Zipf's law, in a table sorted by frequency, as LM1B's is.
+    """Rows touched by tokens that every worker draws by Zipf's law, in a table sorted by frequency, as LM1B's is.
 
     Row r is drawn with probability proportional to (r + 1)**-exponent; values are standard normal, fp32. The One
     Billion Word table has 793,470 rows of 512 columns (Zen, table 1). Raises: ValueError if a count is < 1
@@ -152,8 +159,8 @@ def zipf_embedding(
 def uniform(*, size: int, density: float, overlap: float, num_workers: int, seed: int) -> list[SparseTensor]:
     """Supports of k = max(1, round(density * size)) elements, of which any two share overlap * k in expectation.
 
-    A support is `common` elements that all workers have, and k - common of the others, which each worker draws without
-    replacement and independently. Those overlap by chance, so that overlap >= k / size, and `common` is the solution of
+    A support is `common` elements that all workers have, and k - common others, which a worker draws independently and
+    without replacement. The others overlap by chance, so overlap >= k / size, and `common` is the solution of
     common + (k - common)**2 / (size - common) = overlap * k. Values are standard normal, fp32.
 
     Raises: ValueError if density is not in (0, 1], overlap not in [k / size, 1], or a count < 1
@@ -174,8 +181,8 @@ def uniform(*, size: int, density: float, overlap: float, num_workers: int, seed
 def workload_tensors(workload: str, num_workers: int, steps: int, seed: int) -> tuple[str, list[SparseTensor]]:
     """Label and gradients of a workload.
 
-    `name:B` takes batches of B examples, for a density as sparse as the paper's vocabulary gives; `zipf` is a generated
-    embedding sorted by frequency, as LM1B's.
+    workload: a name of NAMES; `name:B` for batches of B examples, small enough for the density of the paper's
+              vocabulary; or `zipf`, a generated embedding sorted by frequency, as LM1B's is
     """
     if workload == "zipf":
         made = zipf_embedding(rows=79_347, width=64, tokens_per_worker=2000, num_workers=num_workers, seed=seed)
@@ -255,15 +262,15 @@ def _read(*names: str) -> list[str]:
 
 
 def _rows(sentences: Sequence[Sequence[Hashable]], limit: _Limit = None) -> tuple[Tensor, int]:
-    """Rows of the words by falling frequency, padded to the longest sentence, and how many rows there are."""
-    counted = Counter(word for each in sentences for word in each).most_common(limit and limit - RESERVED)
+    """Rows of the words by falling frequency, padded to the longest sentence, and the number of rows."""
+    counted = Counter(word for sentence in sentences for word in sentence).most_common(limit and limit - RESERVED)
     row_of = {word: row for row, (word, _) in enumerate(counted, start=RESERVED)}
-    rows = [np.array([row_of.get(word, RARE) for word in each], np.int64) for each in sentences]
+    rows = [np.array([row_of.get(word, RARE) for word in sentence], np.int64) for sentence in sentences]
     return nn.utils.rnn.pad_sequence(list(map(torch.from_numpy, rows)), True, PADDING), RESERVED + len(row_of)
 
 
 def _words(length: int, *, seed: int, limit: _Limit = None, masked: bool = False) -> _Data:
-    """Windows of text, and what to predict in them: each next word, or 15 % of the words, which are masked."""
+    """Windows of text and their targets: every next word, or 15 % of the words, which are masked in the text."""
     rng = np.random.default_rng([seed, 1])
     texts = _read("wikitext2-valid", "wikitext2-test", *([] if masked else ["tiny-shakespeare"]))
     row_1T, num_rows = _rows([_WORD.findall(" ".join(texts)) or _zipf(rng, 20_000, 400_000).tolist()], limit)
@@ -276,7 +283,7 @@ def _words(length: int, *, seed: int, limit: _Limit = None, masked: bool = False
 
 
 def _clicks(*, seed: int, count: int = 7200) -> _Data:
-    """Values of the categorical fields, no two fields sharing a row, and whether there was a click."""
+    """Values of the categorical fields, without shared rows, and whether there was a click."""
     if texts := _read("criteo"):
         table = [line.split("\t") for line in texts[0].splitlines()]
         labels, lines = [int(line[0]) for line in table], [line[-FIELDS:] for line in table]
@@ -292,11 +299,11 @@ def _translation(*, seed: int, count: int = 1430, longest: int = 40) -> _Data:
     """Questions and paragraphs, cut off, from German to English: source, target behind a mark, target."""
     rng = np.random.default_rng([seed, 1])
     words = _zipf(rng, 30_000, 22 * count).tolist()
-    languages = [[words[22 * each : 22 * each + rng.integers(5, 23)] for each in range(count)]] * 2
+    languages = [[words[start : start + rng.integers(5, 23)] for start in range(0, 22 * count, 22)]] * 2
     for language, text in enumerate(texts := _read("xquad-de", "xquad-en")):
-        paragraphs = [each for article in json.loads(text)["data"] for each in article["paragraphs"]]
-        segments = [each["context"] for each in paragraphs]
-        segments += [qa["question"] for each in paragraphs for qa in each["qas"]]
+        paragraphs = [paragraph for article in json.loads(text)["data"] for paragraph in article["paragraphs"]]
+        segments = [paragraph["context"] for paragraph in paragraphs]
+        segments += [question["question"] for paragraph in paragraphs for question in paragraph["qas"]]
         languages[language] = [_WORD.findall(segment) for segment in segments]
     (source, num_rows), (target, target_rows) = (_rows(language) for language in languages)
     source_ES, target_ET = source[:, :longest], target[:, :longest]

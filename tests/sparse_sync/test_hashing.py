@@ -9,9 +9,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from artifact.sparse_sync.tensors import hashing
-from artifact.sparse_sync.tensors.grouping import group
-from artifact.sparse_sync.tensors.hashing import counting, hierarchical, imbalance, partition_of, strawman
+from artifact.sparse_sync.tensors.grouping import group_indices
+from artifact.sparse_sync.tensors.hashing import counting_sort, hierarchical, imbalance, partition_of, strawman
 from artifact.sparse_sync.tensors.partitions import partition
+from figures.zen.closed_forms import expected_serial_share, expected_strawman_loss, imbalance_bound
 
 MILLION = 1_000_000
 
@@ -48,7 +49,7 @@ def test_counting_is_the_stable_permutation_that_sorts_by_partition(index, num_p
     index = np.array(index, dtype=np.int64)
     part = partition_of(torch.from_numpy(index), num_partitions, seed).numpy()
     assert ((part >= 0) & (part < num_partitions)).all()
-    grouping = counting(index, num_partitions, seed)
+    grouping = counting_sort(index, num_partitions, seed)
     assert grouping.order_N.tolist() == np.argsort(part, kind="stable").tolist()
     assert grouping.count_P.tolist() == np.bincount(part, minlength=num_partitions).tolist()
     assert (grouping.serial, grouping.lost, grouping.grown) == (0, 0, 0)
@@ -62,7 +63,7 @@ def test_hierarchical_hashing_loses_nothing_and_groups_as_counting_does(num_hash
     index[0] = 0  # the marker of an empty slot in the published code
     one = hierarchical(index, num_partitions, 5, num_hashes=num_hashes, slots_per_index=slots_per_index)
     assert sorted(one.order_N.tolist()) == list(range(len(index)))
-    assert by_partition(index, one) == by_partition(index, counting(index, num_partitions, 5))
+    assert by_partition(index, one) == by_partition(index, counting_sort(index, num_partitions, 5))
     assert (one.lost, 0 <= one.serial <= len(index)) == (0, True)
     if slots_per_index == 1 or (slots_per_index, num_hashes) == (2, 1):
         assert one.grown > 0, "the published memory overflows here"
@@ -73,7 +74,7 @@ def test_hierarchical_hashing_loses_nothing_and_groups_as_counting_does(num_hash
 def test_hierarchical_hashing_keeps_every_index_however_small_its_memory(index, slots):
     index = np.array(sorted(index), dtype=np.int64)
     grouping = hierarchical(index, 4, num_hashes=2, slots_per_index=slots, serial_share=0)
-    assert by_partition(index, grouping) == by_partition(index, counting(index, 4))
+    assert by_partition(index, grouping) == by_partition(index, counting_sort(index, 4))
 
 
 def test_given_partitions_are_grouped_stably():
@@ -89,21 +90,21 @@ def test_given_partitions_are_grouped_stably():
 def test_the_serial_share_is_the_published_one(million, num_hashes, share):
     grouping = hierarchical(million, 16, num_hashes=num_hashes, slots_per_index=2)
     assert abs(grouping.serial / MILLION - share) < 0.003
-    assert abs(hashing.expected_serial_share(num_hashes, 2) - grouping.serial / MILLION) < 0.003
-    assert grouping.count_P.tolist() == counting(million, 16).count_P.tolist()
+    assert abs(expected_serial_share(num_hashes, 2) - grouping.serial / MILLION) < 0.003
+    assert grouping.count_P.tolist() == counting_sort(million, 16).count_P.tolist()
 
 
 @pytest.mark.parametrize(("slots_per_index", "loss"), [(10, 0.0484), (2.5, 0.1758), (1, 0.3679)])
 def test_the_strawman_loses_the_share_that_balls_in_bins_do(million, slots_per_index, loss):
     grouping = strawman(million, 16, slots_per_index=slots_per_index)
     assert abs(grouping.lost / MILLION - loss) < 0.003
-    assert abs(hashing.expected_strawman_loss(slots_per_index) - loss) < 0.0001
+    assert abs(expected_strawman_loss(slots_per_index) - loss) < 0.0001
     assert len(np.unique(grouping.order_N)) == len(grouping.order_N) == MILLION - grouping.lost
 
 
 def test_expected_shares_are_those_of_a_closed_form_where_there_is_one():
     for slots in (1.0, 2.0, 4.0):  # one hash: x(t) = 1 - exp(-t)
-        assert hashing.expected_serial_share(1, slots) == pytest.approx(hashing.expected_strawman_loss(slots), abs=1e-6)
+        assert expected_serial_share(1, slots) == pytest.approx(expected_strawman_loss(slots), abs=1e-6)
 
 
 # Balance
@@ -121,8 +122,8 @@ SUPPORTS = {
 def test_imbalance_keeps_the_bound_of_theorem_2_on_any_support(method, support, n):
     for seed in range(10):
         index = SUPPORTS[support](seed)
-        grouping = group(index, method, n, 200 * MILLION, seed=seed)
-        bound = 1 + 1.5 * (hashing.imbalance_bound(len(index), n) - 1)
+        grouping = group_indices(index, method, n, 200 * MILLION, seed=seed)
+        bound = 1 + 1.5 * (imbalance_bound(len(index), n) - 1)
         assert bound == pytest.approx(1 + 1.5 * np.sqrt(2 * n * np.log(n) / len(index)))
         assert imbalance(grouping.count_P) <= bound, f"seed {seed}"
 
@@ -132,21 +133,21 @@ def test_imbalance_keeps_the_bound_of_theorem_2_on_any_support(method, support, 
 def test_a_strided_support_is_within_eight_per_cent_of_even(method, n):
     for stride in (1, 2, 3, 8, 16, 17, 100, 256, 1000, 4096, 9973, 10_000):
         index = strided(200_000, stride)
-        grouping = group(index, method, n, 2_000_000_000)
+        grouping = group_indices(index, method, n, 2_000_000_000)
         assert imbalance(grouping.count_P) <= 1.08, f"stride {stride}"
 
 
 def test_a_stride_of_the_number_of_servers_is_what_modulo_fails_on():
     index = strided(20_000, 16)
-    assert imbalance(group(index, "modulo", 16, 16 * 20_000).count_P) == 16
+    assert imbalance(group_indices(index, "modulo", 16, 16 * 20_000).count_P) == 16
 
 
 def test_imbalance_is_the_largest_part_over_the_mean():
     assert imbalance(np.array([1, 1, 4, 2])) == 2
     assert imbalance(np.array([0, 5])) == 2
     assert imbalance(np.array([0, 0, 0])) == 1
-    assert hashing.imbalance_bound(100_000, 16) == pytest.approx(1.030, abs=0.0005)
-    assert hashing.imbalance_bound(0, 16) == hashing.imbalance_bound(10, 1) == 1
+    assert imbalance_bound(100_000, 16) == pytest.approx(1.030, abs=0.0005)
+    assert imbalance_bound(0, 16) == imbalance_bound(10, 1) == 1
 
 
 # The hash itself
@@ -192,7 +193,7 @@ def test_an_index_above_32_bits_goes_by_all_its_bits():
     agree = (partition_of(low, 16) == partition_of(high, 16)).double().mean()
     assert abs(agree - 1 / 16) < 0.01
     upper_only = (torch.arange(50_000) << 32).numpy()
-    assert imbalance(counting(upper_only, 16).count_P) < 1.1
+    assert imbalance(counting_sort(upper_only, 16).count_P) < 1.1
 
 
 def test_partitions_depend_on_the_index_alone_and_on_the_seed():
@@ -214,16 +215,16 @@ def test_a_view_of_indices_is_hashed_as_its_copy():
     ("call", "told"),
     [
         (lambda: partition_of(torch.arange(3), 0), "num_partitions must be in [1, 65536], got 0"),
-        (lambda: counting(np.arange(3), 65_537), "num_partitions must be in [1, 65536], got 65537"),
+        (lambda: counting_sort(np.arange(3), 65_537), "num_partitions must be in [1, 65536], got 65537"),
         (lambda: hierarchical(np.arange(3), -1), "num_partitions must be in [1, 65536], got -1"),
         (lambda: strawman(np.arange(3), 0), "num_partitions must be in [1, 65536], got 0"),
         (lambda: hashing.group_by(np.arange(3), 0), "num_partitions must be in [1, 65536], got 0"),
-        (lambda: counting(np.arange(3), 4, -1), "seed must not be negative, got -1"),
+        (lambda: counting_sort(np.arange(3), 4, -1), "seed must not be negative, got -1"),
         (lambda: hierarchical(np.arange(3), 4, num_hashes=0), "got 0, 2.0, 0.1"),
         (lambda: hierarchical(np.arange(3), 4, slots_per_index=0), "got 3, 0, 0.1"),
         (lambda: hierarchical(np.arange(3), 4, serial_share=-0.5), "got 3, 2.0, -0.5"),
-        (lambda: group(np.arange(3), "alphabet", 4, 10), "a method must be one of"),
-        (lambda: group(np.arange(3), "alphabet", 4, 10), "got 'alphabet'"),
+        (lambda: group_indices(np.arange(3), "alphabet", 4, 10), "a method must be one of"),
+        (lambda: group_indices(np.arange(3), "alphabet", 4, 10), "got 'alphabet'"),
         (lambda: partition("alphabet", 10, 4), "got 'alphabet'"),
     ],
 )

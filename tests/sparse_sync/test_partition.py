@@ -68,7 +68,7 @@ def test_split_has_every_place_once_in_order_under_its_part(kind, case):
         assert position.numel() == 0 or int(position.max()) < parts.part_size(number)
 
 
-@pytest.mark.parametrize("kind", ["contiguous", "modulo", "block-cyclic", "counting"])
+@pytest.mark.parametrize("kind", ["contiguous", "modulo", "block-cyclic", "hashed"])
 def test_positions_rise_with_the_unit_so_that_messages_stay_sorted(kind):
     parts = PARTITIONS[kind](3000, 7)
     for index in every_place(parts):
@@ -93,20 +93,20 @@ def test_parts_of_the_bijection_differ_by_less_than_one_stretch():
 
 
 def test_the_hashed_parts_hold_four_bytes_a_unit():
-    assert PARTITIONS["counting"](12_345, 16).table_bytes == 4 * 12_345
+    assert PARTITIONS["hashed"](12_345, 16).table_bytes == 4 * 12_345
 
 
 def test_seeds_of_hash_and_bijection_give_other_parts():
     index = torch.arange(20_000)
-    for kind in ("counting", "bijection"):
+    for kind in ("hashed", "bijection"):
         one, other = (PARTITIONS[kind](20_000, 16, seed).part_of(index) for seed in (0, 1))
         assert abs(float((one == other).double().mean()) - 1 / 16) < 0.02
         assert torch.equal(one, PARTITIONS[kind](20_000, 16, 0).part_of(index))
 
 
 def test_a_map_is_made_once():
-    assert partition("counting", 1000, 4, 1) is partition("counting", 1000, 4, 1)
-    assert partition("counting", 1000, 4, 1) is not partition("counting", 1000, 4, 2)
+    assert partition("hashed", 1000, 4, 1) is partition("hashed", 1000, 4, 1)
+    assert partition("hashed", 1000, 4, 1) is not partition("hashed", 1000, 4, 2)
 
 
 @pytest.mark.parametrize("kind", PARTITIONS)
@@ -118,8 +118,8 @@ def test_a_partition_of_nothing_is_refused(kind):
 
 
 def test_a_kind_that_is_not_there_is_named_with_those_that_are():
-    with pytest.raises(ValueError, match=r"a partition must be one of contiguous, .*, bijection, got 'hashed'"):
-        partition("hashed", 10, 2)
+    with pytest.raises(ValueError, match=r"a partition must be one of contiguous, .*, bijection, got 'alphabetical'"):
+        partition("alphabetical", 10, 2)
 
 
 # The bijection

@@ -19,6 +19,7 @@ from artifact.sparse_sync.links.transport import run_counted
 from artifact.sparse_sync.schemes import SCHEMES
 from artifact.sparse_sync.tensors.formats import as_bytes
 from artifact.sparse_sync.tensors.sparse_tensor import SparseTensor
+from artifact.sparse_sync.tensors.topk import TopK
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # the ranks cannot import a test
 
@@ -211,6 +212,93 @@ def test_a_table_that_a_rank_leaves_out_trains_as_one_process_would(training, sc
 def test_top_k_trains_other_parameters_than_everything_does(training):
     assert not torch.equal(training[0]["top-k"][0]["linear.weight"], training[0][None, "fp32"][0]["linear.weight"])
     assert "linear.weight" in "+".join(training[0]["top-k"][1][0])
+
+
+class TwoLayers(nn.Module):
+    """Two parameters that DDP puts into one bucket, the last first."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(2)
+        self.first, self.second = nn.Linear(7, 5, bias=False), nn.Linear(5, 3, bias=False)
+
+    def forward(self, step, rank):
+        given = torch.from_numpy(np.random.default_rng([rank, step]).standard_normal((4, 7)).astype(np.float32))
+        return self.second(self.first(given)).square().mean()
+
+
+def top_k_gradients(rank, n):
+    """The gradient of each of two steps from the same parameters, of elements that top-k selected."""
+    from artifact.sparse_sync.links.ddp_hook import register_sparse_sync
+
+    model = TwoLayers()
+    ddp = nn.parallel.DistributedDataParallel(model)
+    register_sparse_sync(ddp, "agsparse", density=0.2)
+    gradients = []
+    for step in range(2):
+        model.zero_grad()
+        ddp(step, rank).backward()
+        gradients.append({name: parameter.grad.clone() for name, parameter in model.named_parameters()})
+    return gradients
+
+
+def schemes_by_step(rank, n, **options):
+    """The automatic choice after each of five steps: one row is read in the first, every row from then on."""
+    from artifact.sparse_sync.links.ddp_hook import register_sparse_sync
+
+    table = nn.Embedding(2000, 4, sparse=True)
+    ddp = nn.parallel.DistributedDataParallel(table)
+    state = register_sparse_sync(ddp, **options)
+    found = []
+    for step in range(5):
+        table.zero_grad()
+        ddp(torch.arange(2000 if step else 1)).sum().backward()
+        found += state.schemes.values()
+    return found
+
+
+CHOICES = {
+    "every step": {"interval": 1, "hysteresis": 0.0},
+    "every third step": {"interval": 3, "hysteresis": 0.0},
+    "a gain of 15 %": {"interval": 1, "hysteresis": 0.15},
+    "a gain of 25 %": {"interval": 1, "hysteresis": 0.25},
+}
+
+
+@pytest.fixture(scope="module")
+def hooked():
+    """Of two ranks, in one launch: gradients by top-k, and the schemes chosen by each of CHOICES."""
+    return launch.run(
+        lambda rank, n: (
+            top_k_gradients(rank, n),
+            {name: schemes_by_step(rank, n, **options) for name, options in CHOICES.items()},
+        ),
+        2,
+    )
+
+
+def test_top_k_in_ddp_sends_each_parameter_the_largest_elements_of_its_own_gradient(hooked):
+    sparsifiers = [{name: TopK(0.2) for name in ("first.weight", "second.weight")} for _ in range(2)]
+    for step in range(2):
+        expected = {}
+        for rank in range(2):
+            model = TwoLayers()
+            model(step, rank).backward()
+            for name, parameter in model.named_parameters():
+                sent = sparsifiers[rank][name].select(parameter.grad.flatten() / 2).to_dense()
+                expected[name] = expected.get(name, 0) + sent.reshape(parameter.shape)
+        for gradients, _ in hooked:
+            for name in expected:
+                torch.testing.assert_close(gradients[step][name], expected[name])
+
+
+@pytest.mark.parametrize(
+    ("choice", "renewed"), [("every step", 1), ("every third step", 3), ("a gain of 15 %", 1), ("a gain of 25 %", 5)]
+)
+def test_the_choice_is_renewed_at_intervals_and_only_for_a_gain_beyond_the_hysteresis(hooked, choice, renewed):
+    # Every row of 4 elements, 2 ranks: agsparse-row sends 2000 (4 + 16) bytes, the ring 2 * 4000 * 4, a fifth less.
+    for _, chosen in hooked:
+        assert chosen[choice] == ["agsparse-row"] * renewed + ["ring"] * (5 - renewed)
 
 
 def test_stock_ddp_fails_where_a_rank_leaves_a_sparse_table_out():

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from artifact.sparse_sync.links.counting import report
+from artifact.sparse_sync.links.accounting import synchronise
 from artifact.sparse_sync.links.transport import Traffic, run_counted
 from artifact.sparse_sync.schemes import SCHEMES, scheme
 from artifact.sparse_sync.tensors.bijection import Bijection
@@ -86,6 +86,14 @@ def on_every_rank(name, tensors, seed=0):
 def test_the_sum_is_exact_and_the_same_on_every_rank(name, n):
     tensors = workers(n, 521, 3, integers=True)  # of a prime size: no n divides it
     assert torch.equal(on_every_rank(name, tensors), folded(tensors))
+
+
+@pytest.mark.parametrize(("width", "listed"), [(1, 4), (3, 6)])
+def test_a_message_that_is_as_long_in_coo_as_dense_is_decoded_as_it_was_sent(width, listed):
+    units = 8  # 4 bytes of index and 4 a value in COO: listed * (4 + 4 * width) == units * 4 * width
+    tensors = [worker(np.random.default_rng(seed), units, width, listed, integers=True) for seed in range(2)]
+    assert all(tensor.num_indices * (4 + 4 * width) == units * 4 * width for tensor in tensors)
+    assert torch.equal(on_every_rank("sparcml-row", tensors), folded(tensors))
 
 
 MANY = [(name, 32) for name in SCHEMES] + [(name, 64) for name in ("ring", "sparcml", "zen")]
@@ -387,7 +395,7 @@ def test_one_rank_sends_nothing():
 
 @pytest.mark.parametrize("name", SCHEMES)
 def test_a_report_finds_every_scheme_exact(name):
-    found = report(name, workers(4, 389, 3), bandwidth_gbps=10)
+    found = synchronise(name, workers(4, 389, 3), bandwidth_gbps=10)
     assert found.exact
     assert found.seconds == pytest.approx(run_counted(SCHEMES[name], workers(4, 389, 3))[1].busiest_bytes * 8e-10)
     if name == "ring":
@@ -396,7 +404,7 @@ def test_a_report_finds_every_scheme_exact(name):
 
 
 def test_a_report_finds_a_lost_element(monkeypatch):
-    from artifact.sparse_sync.links import counting
+    from artifact.sparse_sync.links import accounting
 
     def losing(chosen, tensors, seed):
         results, traffic = run_counted(chosen, tensors, seed)
@@ -404,9 +412,9 @@ def test_a_report_finds_a_lost_element(monkeypatch):
         lossy = SparseTensor(total.index_N[1:], total.value_ND[1:], total.num_units)
         return [lambda: lossy for _ in results], traffic
 
-    monkeypatch.setattr(counting, "run_counted", losing)
-    assert not report("zen", workers(4, 389), bandwidth_gbps=10).exact
-    assert not report("sparcml", workers(4, 389), bandwidth_gbps=10).exact
+    monkeypatch.setattr(accounting, "run_counted", losing)
+    assert not synchronise("zen", workers(4, 389), bandwidth_gbps=10).exact
+    assert not synchronise("sparcml", workers(4, 389), bandwidth_gbps=10).exact
 
 
 @pytest.mark.parametrize(

@@ -141,6 +141,7 @@ def test_partition_says_how_evenly_and_what_is_lost(run, file, method):
         "imbalance",
         "serial_fraction",
         "lost",
+        "device",
         "million_elements_per_s",
     }
     listed = sum(map(len, index.values()))
@@ -291,7 +292,7 @@ def test_a_rank_that_fails_is_exit_status_1(run, monkeypatch):
         raise RuntimeError("zen: a rank's sum is wrong")
 
     monkeypatch.setattr("artifact.sparse_sync.links.testbed.available", lambda: (True, ""))
-    monkeypatch.setattr("artifact.sparse_sync.links.testbed.measure", fail)
+    monkeypatch.setattr("artifact.sparse_sync.links.testbed.measure_links", fail)
     assert run("testbed", "--workers", 2) == (1, "", "error: zen: a rank's sum is wrong\n")
 
 

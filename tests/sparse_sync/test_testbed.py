@@ -11,7 +11,7 @@ import torch
 
 from artifact.sparse_sync import workloads
 from artifact.sparse_sync.links import testbed
-from artifact.sparse_sync.links.counting import ring_bytes
+from artifact.sparse_sync.links.accounting import ring_bytes
 
 POSSIBLE, REASON = testbed.available()
 needs_links = pytest.mark.skipif(not POSSIBLE, reason=f"needs root: {REASON}")
@@ -42,20 +42,20 @@ def test_without_root_it_says_so(monkeypatch):
 def test_no_repeats_are_refused():
     tensors = workloads.uniform(size=100, density=0.1, overlap=0.5, num_workers=2, seed=0)
     with pytest.raises(ValueError, match="repeats must be at least 1, got 0"):
-        testbed.measure(tensors, "200mbit", systems=["zen"], repeats=0)
+        testbed.measure_links(tensors, "200mbit", systems=["zen"], repeats=0)
 
 
 def test_an_unknown_system_is_refused():
     tensors = workloads.uniform(size=100, density=0.1, overlap=0.5, num_workers=2, seed=0)
     with pytest.raises(ValueError, match="systems must be schemes or one of"):
-        testbed.measure(tensors, "200mbit", systems=["carrier-pigeon"])
+        testbed.measure_links(tensors, "200mbit", systems=["carrier-pigeon"])
 
 
 @needs_links
 def test_the_wire_carries_what_is_counted_and_no_faster_than_its_rate():
     tensors = workloads.uniform(size=2_000_000, density=0.1, overlap=0.5, num_workers=4, seed=0)
     systems = ["torch-allreduce", "agsparse", "ps", "zen"]
-    table = testbed.measure(tensors, "200mbit", systems=systems, repeats=1).set_index("system")
+    table = testbed.measure_links(tensors, "200mbit", systems=systems, repeats=1).set_index("system")
     for system in systems[1:]:
         assert 1 <= table["wire_bytes"][system] / table["counted_bytes"][system] <= 1.02
     assert table["seconds"]["torch-allreduce"] > 0.9 * ring_bytes(tensors[0], 4) * 8 / 200e6
@@ -65,17 +65,23 @@ def test_the_wire_carries_what_is_counted_and_no_faster_than_its_rate():
 @needs_links
 def test_the_wire_carries_what_zen_counts_for_rows():
     tensors = workloads.zipf_embedding(rows=40_000, width=64, tokens_per_worker=20_000, num_workers=4, seed=0)
-    [row] = testbed.measure(tensors, "200mbit", systems=["zen-row"], repeats=1).to_dict("records")
+    [row] = testbed.measure_links(tensors, "200mbit", systems=["zen-row"], repeats=1).to_dict("records")
     assert row["counted_bytes"] > 2e6
     assert 1 <= row["wire_bytes"] / row["counted_bytes"] <= 1.02
 
 
 @needs_links
 def test_a_late_reaper_leaves_the_next_testbed_alone(monkeypatch):
-    orders = testbed._orders
+    popen = subprocess.Popen
+
+    def slow(command, **options):
+        if command[0] == "sh":
+            command = [*command[:2], command[2].replace("cat >/dev/null;", "cat >/dev/null; sleep 0.5;")]
+            assert "sleep" in command[2]
+        return popen(command, **options)
+
     with monkeypatch.context() as late:
-        late.setattr(testbed, "_remove", lambda *names, remove=testbed._remove: (late.undo(), remove(*names)))
-        late.setattr(testbed, "_orders", lambda *names: ["sleep 0.5", *orders(*names)])
+        late.setattr(subprocess, "Popen", slow)
         with testbed.Testbed(2, "100mbit"):
             pass
     with testbed.Testbed(2, "100mbit") as bed:
@@ -90,6 +96,26 @@ def test_a_second_testbed_is_refused_and_leaves_the_first_alone():
         with pytest.raises(OSError, match="one testbed at a time"), testbed.Testbed(2, "100mbit"):
             pass
         assert all(name in names() for name in [*bed.namespaces, bed.bridge])
+
+
+@needs_links
+def test_what_an_ended_process_left_is_removed_and_what_a_living_one_has_is_not():
+    with subprocess.Popen([sys.executable, "-c", ""]) as process:
+        process.wait()
+    left, held = f"zen{process.pid}", f"zen{os.getppid()}"
+    try:
+        for command in (
+            "netns add {0}n0",
+            "link add {0}n0v type veth peer name eth0 netns {0}n0",
+            "link add {0}b type bridge",
+        ):
+            subprocess.run(["ip", *command.format(left).split()], check=True)
+        subprocess.run(["ip", "netns", "add", f"{held}n0"], check=True)
+        testbed.clean()
+        found = names()
+        assert left not in found and f"{held}n0" in found
+    finally:
+        subprocess.run(["ip", "netns", "delete", f"{held}n0"])
 
 
 @needs_links

@@ -14,7 +14,9 @@ import pytest
 import torch
 
 from artifact.sparse_sync.tensors import hashing
-from artifact.sparse_sync.tensors.hashing import counting
+from artifact.sparse_sync.tensors.grouping import group_indices, measure_grouping
+from artifact.sparse_sync.tensors.hashing import counting_sort
+from artifact.sparse_sync.tensors.sparse_tensor import SparseTensor
 
 if find_spec("triton") is None:
     pytest.skip("Triton is for Linux only", allow_module_level=True)
@@ -50,13 +52,14 @@ NEGATIVE = {f"negative {low}": (np.arange(low, 10), 3, {}) for low in (-1, -2)}
 
 WORKER = """
 import sys
-from dataclasses import astuple
 import torch
 from artifact.sparse_sync.tensors.triton_hashing import hierarchical
 
 def outcome(index_N, num_partitions, seed, options):
     try:
-        return astuple(hierarchical(index_N, num_partitions, seed, **options))
+        found = hierarchical(index_N, num_partitions, seed, **options)
+        assert found.lost == 0
+        return index_N[found.order_N], torch.from_numpy(found.count_P), found.serial, found.grown
     except ValueError as error:
         return str(error)
 
@@ -83,7 +86,7 @@ def by_partition(index_N, count_P):
 
 
 def expected(index, num_partitions):
-    grouping = counting(index, num_partitions, SEED)
+    grouping = counting_sort(index, num_partitions, SEED)
     return by_partition(index[grouping.order_N], grouping.count_P)
 
 
@@ -130,10 +133,33 @@ def test_a_negative_index_is_refused(interpreted, low):
 def test_every_partition_is_the_same_on_a_gpu():
     million = random_support(1_000_000, 0, 1 << 40)
     for name, (index, n, options) in (CASES | {"million": (million, 16, {}), "grows": (million, 16, SMALL)}).items():
-        grouped = triton_hashing.hierarchical(torch.from_numpy(index).cuda(), n, SEED, **options)
-        assert grouped.index_N.is_cuda and grouped.count_P.is_cuda
-        assert by_partition(grouped.index_N.cpu(), grouped.count_P.cpu()) == expected(index, n), name
-        assert options != SMALL or grouped.grown == 1, name
+        grouping = triton_hashing.hierarchical(torch.from_numpy(index).cuda(), n, SEED, **options)
+        assert grouping.order_N.is_cuda
+        assert by_partition(index[grouping.order_N.cpu().numpy()], grouping.count_P) == expected(index, n), name
+        assert options != SMALL or grouping.grown == 1, name
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_partition_command_runs_on_the_gpu_and_counts_what_the_cpu_counts():
+    support = torch.from_numpy(random_support(100_000, 0, 1 << 24))
+    tensors = [SparseTensor(support, torch.ones(len(support), 1), 1 << 24)]
+    ours, theirs = (measure_grouping(tensors, method, 16, seed=SEED) for method in ("hierarchical", "counting"))
+    assert (ours["device"], theirs["device"]) == ("cuda", "cpu")
+    assert (ours["counts"], ours["lost"]) == (theirs["counts"], 0)
+
+
+def test_indices_on_a_gpu_are_grouped_by_the_kernel_and_others_on_the_cpu(monkeypatch):
+    class OnGpu(torch.Tensor):
+        is_cuda = True
+
+    monkeypatch.setattr(triton_hashing, "hierarchical", lambda *given, **options: (given, options))
+    index = torch.arange(100)
+    given, options = group_indices(index.as_subclass(OnGpu), "hierarchical", 4, 100, seed=SEED, num_hashes=2)
+    assert given[0].is_cuda and given[1:] == (4, SEED) and options == {"num_hashes": 2, "slots_per_index": 2.0}
+    for tensor, method in ((index, "hierarchical"), (index.as_subclass(OnGpu), "counting")):
+        grouping = group_indices(tensor, method, 4, 100, seed=SEED)
+        assert by_partition(grouping.order_N, grouping.count_P) == expected(np.arange(100), 4)
 
 
 @pytest.mark.skipif(triton_hashing.INTERPRETED, reason="TRITON_INTERPRET is set: nothing is compiled")

@@ -328,6 +328,7 @@ def test_of_full_overlap_all_supports_are_one_but_values_differ():
         (lambda: gradients("nmt", num_workers=1, density=2), "density must be in (0, 1], got 2"),
         (lambda: gradients("nmt", num_workers=1, steps=-1), "steps must be at least 0, got -1"),
         (lambda: TopK(0.0), "density must be in (0, 1], got 0.0"),
+        (lambda: TopK(1.01), "density must be in (0, 1], got 1.01"),
         (lambda: uniform(size=9, density=-1, overlap=1, num_workers=1, seed=0), "density must be in (0, 1], got -1"),
         (lambda: uniform(size=9, density=1, overlap=1, num_workers=0, seed=0), "num_workers must be at least 1, got 0"),
         (

@@ -1,9 +1,10 @@
-"""Exact sparse synchronisation inside DistributedDataParallel: one call, and gradients travel by the cheapest scheme.
+"""Exact sparse synchronisation inside DistributedDataParallel, by the cheapest scheme.
 
 - Sparse buckets (`nn.Embedding(sparse=True)`) stay sparse, by row. The parameters after training are bit for bit those
   of stock DDP: values are divided by n first and summed in rank order, as its own sparse all-reduce does.
 - Dense buckets go through the usual all-reduce, or, given a density, are reduced to their largest elements with error
-  feedback: what is not sent stays in a residual and is added to the next gradient (DGC without momentum correction).
+  feedback: elements that are not sent stay in a residual, which is added to the next gradient (DGC without momentum
+  correction).
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from artifact.sparse_sync.links.transport import Link
 from artifact.sparse_sync.schemes import SCHEMES, Exchange
-from artifact.sparse_sync.schemes.cost_model import CANDIDATES, choose_scheme, measure
+from artifact.sparse_sync.schemes.cost_model import choose_scheme, measure_statistics
 from artifact.sparse_sync.tensors.formats import as_bytes, from_bytes
 from artifact.sparse_sync.tensors.sparse_tensor import SparseTensor, from_coo
 from artifact.sparse_sync.tensors.topk import TopK
@@ -29,10 +30,10 @@ AUTO = "auto"
 class SparseSync:
     """The state of a registered hook.
 
-    schemes:           by parameter names, what the gradient travels by
-    sent_bytes:        payload of sparse exchanges by this rank, so far
-    own_seconds:       spent in the hook besides waiting for other ranks' messages
-    exchange_seconds:  spent sending and waiting
+    schemes:           scheme in use by bucket, which is named by its parameters
+    sent_bytes:        payload that this rank has sent in sparse exchanges
+    own_seconds:       time in the hook outside exchanges
+    exchange_seconds:  time in exchanges, sending and waiting
     """
 
     link: Link
@@ -57,7 +58,7 @@ class SparseSync:
         return self.link.seconds
 
     def sum(self, key: str, tensor: SparseTensor) -> SparseTensor:
-        """The sum of every rank's tensor, by the scheme of this key."""
+        """The sum of every rank's tensor. key: of the bucket"""
         started, waited = time.perf_counter(), self.link.seconds
         name = self._scheme_of(key, tensor)
         total = self.link.run(SCHEMES[name], tensor, self.seed)
@@ -65,19 +66,16 @@ class SparseSync:
         return total
 
     def _scheme_of(self, key: str, tensor: SparseTensor) -> str:
-        """Chosen from the indices of all ranks, which every rank sees, so all choose alike; renewed at intervals."""
+        """Chosen at intervals from the indices of all ranks, which every rank receives: all make the same choice."""
         if self.scheme != AUTO:
             self.schemes[key] = self.scheme
             return self.scheme
         step = self._steps[key] = self._steps.get(key, -1) + 1
         if step % self.interval == 0:
-            statistics = measure(self._supports(tensor), self.seed)
+            statistics = measure_statistics(self._supports(tensor), self.seed)
+            current, gbps = self.schemes.get(key), self.bandwidth_gbps
             self.schemes[key] = choose_scheme(
-                statistics,
-                bandwidth_gbps=self.bandwidth_gbps,
-                candidates=CANDIDATES,
-                current=self.schemes.get(key),
-                hysteresis=self.hysteresis,
+                statistics, bandwidth_gbps=gbps, current=current, hysteresis=self.hysteresis
             )
         return self.schemes[key]
 
@@ -88,14 +86,11 @@ class SparseSync:
         received = self.link.exchange(Exchange(dict.fromkeys(others, message), others))
         received[self.link.rank] = message
         index = [from_bytes(received[rank], torch.int64).cpu() for rank in range(self.link.num_workers)]
-        shape = (tensor.width,)
-        return [
-            SparseTensor(each, torch.empty(1, dtype=tensor.value_ND.dtype).expand(len(each), *shape), tensor.num_units)
-            for each in index
-        ]
+        no_value = torch.empty(1, 1, dtype=tensor.value_ND.dtype)
+        return [SparseTensor(each_N, no_value.expand(len(each_N), tensor.width), tensor.num_units) for each_N in index]
 
     def select(self, parameters: list[Tensor], flat: Tensor) -> SparseTensor:
-        """The largest elements of a flat gradient, by parameter, with that parameter's residual added before."""
+        """The largest elements of each parameter's stretch of a flat gradient, after its residual was added."""
         assert self.density is not None
         index, value, start = [], [], 0
         for parameter in parameters:
@@ -119,15 +114,16 @@ def register_sparse_sync(
 ) -> SparseSync:
     """Have `ddp_model` synchronise its gradients by `scheme`. Gradients become the mean over all ranks, as DDP's are.
 
-    Works on gloo and nccl. An embedding that a rank has not used is as good as one with no rows, where the model was
-    wrapped with find_unused_parameters=True (stock DDP fails there).
+    Works on gloo and nccl. A rank that used no row of an embedding sends an empty gradient, if the model was wrapped
+    with find_unused_parameters=True (stock DDP fails there).
 
-    scheme:     a name of `artifact.sparse_sync.schemes.SCHEMES`, or auto: the cheapest for each bucket
-    density:    share of a dense bucket's elements to send each step, in (0, 1); None sends dense buckets whole
-    bandwidth_gbps, interval, hysteresis: of the automatic choice: the link; how many steps it holds; by which fraction
-                another scheme must be faster
-    seed:       of the hash, the same on all ranks
-    Raises:     ValueError for another scheme, density or interval
+    scheme:         a name of `artifact.sparse_sync.SCHEMES`, or auto: the cheapest for each bucket
+    density:        share of a dense bucket's elements to send each step, in (0, 1); None sends dense buckets whole
+    bandwidth_gbps: of a link, for the automatic choice, in 10^9 bits a second
+    interval:       steps from one automatic choice to the next
+    hysteresis:     fraction by which another scheme must be faster to replace the one in use
+    seed:           of the hash, the same on all ranks
+    Raises:         ValueError for another scheme, density or interval
     """
     if scheme != AUTO and scheme not in SCHEMES:
         raise ValueError(f"scheme must be auto or one of {', '.join(SCHEMES)}, got {scheme!r}")
@@ -135,17 +131,9 @@ def register_sparse_sync(
         raise ValueError(f"density must be in (0, 1), got {density}")
     if interval < 1:
         raise ValueError(f"interval must be at least 1, got {interval}")
-    device = next(ddp_model.module.parameters()).device
-    state = SparseSync(
-        link=Link(ddp_model.process_group, device),
-        scheme=scheme,
-        density=density,
-        bandwidth_gbps=bandwidth_gbps,
-        interval=interval,
-        hysteresis=hysteresis,
-        seed=seed,
-        names={id(parameter): name for name, parameter in ddp_model.module.named_parameters()},
-    )
+    link = Link(ddp_model.process_group, next(ddp_model.module.parameters()).device)
+    names = {id(parameter): name for name, parameter in ddp_model.module.named_parameters()}
+    state = SparseSync(link, scheme, density, bandwidth_gbps, interval, hysteresis, seed, names)
     if ddp_model.find_unused_parameters:
         ddp_model.register_forward_pre_hook(_define_sparse_gradients)
     ddp_model.register_comm_hook(state, _hook)
@@ -158,7 +146,7 @@ def _hook(state: SparseSync, bucket: distributed.GradBucket) -> torch.futures.Fu
     if gradient.layout == torch.sparse_coo:
         total = state.sum(key, from_coo(gradient / n))
         return _done(_as_coo(total, gradient.shape))
-    if state.density is None:  # a product, as DDP does it: a quotient rounds differently where n is no power of 2
+    if state.density is None:  # a product, as DDP does it: a quotient rounds differently if n is not a power of 2
         work = distributed.all_reduce(gradient.mul_(1 / n), group=state.link.group, async_op=True)
         assert work is not None
         return work.get_future().then(lambda future: future.value()[0])
@@ -173,7 +161,7 @@ _hook.__annotations__ = {"bucket": distributed.GradBucket, "return": torch.futur
 
 
 def _as_coo(total: SparseTensor, shape: torch.Size) -> Tensor:
-    """As a coalesced gradient of that shape; elements become whole rows again."""
+    """A coalesced gradient of that shape; elements become whole rows again."""
     row_width = shape.numel() // shape[0]
     if total.width != row_width:
         rows, place_N = torch.unique_consecutive(total.index_N // row_width, return_inverse=True)
@@ -192,14 +180,10 @@ def _done(value: Tensor) -> torch.futures.Future[torch.Tensor]:
 
 
 def _define_sparse_gradients(model: DistributedDataParallel, _: object) -> None:
-    """Give sparse embeddings an empty gradient: DDP asserts that one is defined, also where a rank used no row."""
+    """Give sparse embeddings an empty gradient: DDP asserts that one is defined, also on a rank that used no row."""
     for module in model.module.modules():
         if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) and module.sparse and module.weight.grad is None:
-            rows, width = module.weight.shape
-            module.weight.grad = torch.sparse_coo_tensor(
-                torch.empty(1, 0, dtype=torch.int64, device=module.weight.device),
-                torch.empty(0, width, dtype=module.weight.dtype, device=module.weight.device),
-                (rows, width),
-                is_coalesced=True,
-                check_invariants=False,
-            )
+            weight = module.weight.detach()
+            none = torch.empty(0, dtype=torch.int64, device=weight.device)
+            empty = SparseTensor(none, weight.new_empty(0, weight.shape[1]), len(weight))
+            module.weight.grad = _as_coo(empty, weight.shape)

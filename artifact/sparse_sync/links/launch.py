@@ -1,7 +1,7 @@
 """Run a function on n real processes of a gloo group, and collect what each returns.
 
-One subprocess imports torch, then forks the ranks: n processes cost one import, and the caller's threads do not matter.
-When the caller, the subprocess or one rank dies, all ranks do.
+One subprocess imports torch, then forks the ranks: n processes cost one import, and no thread of the caller is forked.
+If the caller, the subprocess or one rank dies, all ranks die.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ def run(
 ) -> list[Any]:
     """`[function(rank, num_workers) for each rank]`, each in its own process with torch.distributed initialised (gloo).
 
-    function:   pickled with cloudpickle, so that one defined in a notebook or a test will do
+    function:   pickled with cloudpickle, so it may be defined in a notebook or a test
     namespaces: a network namespace for each rank, with an interface eth0 (see `artifact.sparse_sync.links.testbed`)
-    Raises:     RankFailed; ValueError if num_workers is less than 1 or there are not as many namespaces
+    Raises:     RankFailed; ValueError if num_workers is less than 1 or is not the number of namespaces
     """
     import cloudpickle
 
@@ -50,14 +50,14 @@ def run(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
     ) as launcher:
         try:
-            answer, told = launcher.communicate(job, timeout=timeout_s)
+            answer, errors = launcher.communicate(job, timeout=timeout_s)
         except subprocess.TimeoutExpired:
             raise RankFailed(f"the ranks must answer within {timeout_s} s, got none") from None
         finally:
             if launcher.poll() is None:
                 os.killpg(launcher.pid, signal.SIGKILL)
     if launcher.returncode:
-        raise RankFailed(told.decode(errors="replace").strip()[-2000:])
+        raise RankFailed(errors.decode(errors="replace").strip()[-2000:])
     results: list[Any] = pickle.loads(answer)
     return results
 
@@ -129,17 +129,15 @@ def _rank(
     from torch import distributed
 
     torch.set_num_threads(1)
+    os.environ["GLOO_SOCKET_IFNAME"] = "eth0" if namespaces else "lo"
     if namespaces:
         enter_namespace(namespaces[rank])
-        os.environ["GLOO_SOCKET_IFNAME"] = "eth0"
-    else:
-        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
     distributed.init_process_group(
         "gloo", store=distributed.FileStore(str(store), num_workers), rank=rank, world_size=num_workers
     )
     result = function(rank, num_workers)
-    distributed.barrier()  # nobody leaves while another still expects its messages
-    distributed.destroy_process_group()  # not after an error: the others would fail before it is told
+    distributed.barrier()  # no rank leaves while another still expects its messages
+    distributed.destroy_process_group()  # not after an error: the others would fail before it is reported
     return result
 
 

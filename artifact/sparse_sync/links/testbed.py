@@ -1,7 +1,7 @@
-"""Real links of limited rate on one machine: each rank in a network namespace of its own, limited by `tc`.
+"""Real links of limited rate on one machine: one network namespace per rank, limited by `tc`.
 
-n namespaces hang on one bridge by veth pairs, and a token bucket limits both directions of every link. Bytes are read
-from the interface, so that what was counted can be compared with what went over the wire. Needs root on Linux.
+Veth pairs connect n namespaces to one bridge, and a token bucket limits both directions of every link. Bytes are read
+from the interface, so that counted bytes can be compared with those on the wire. Needs root on Linux.
 
 Frames are 9,000 bytes, as on the networks of clusters, so that headers are 0.7 % of a full one.
 """
@@ -11,15 +11,11 @@ from __future__ import annotations
 import os
 import re
 import shutil
-import signal
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from functools import partial
 from pathlib import Path
-from types import FrameType, TracebackType
 from typing import Any
 
 import numpy as np
@@ -28,7 +24,7 @@ import torch
 from torch import Tensor, distributed
 
 from artifact.sparse_sync.links import launch
-from artifact.sparse_sync.links.counting import is_exact
+from artifact.sparse_sync.links.accounting import is_exact
 from artifact.sparse_sync.links.transport import Link, run_counted
 from artifact.sparse_sync.schemes import SCHEMES
 from artifact.sparse_sync.tensors.sparse_tensor import SparseTensor, from_coo
@@ -52,10 +48,10 @@ def available() -> tuple[bool, str]:
         return False, f"{' and '.join(missing)} not found (package iproute2)"
     name = f"{PREFIX}{os.getpid()}t"
     try:
-        _ip(f"netns add {name}")
+        _command(f"ip netns add {name}")
     except OSError as error:
         return False, str(error)
-    _ip(f"netns delete {name}")
+    _command(f"ip netns delete {name}")
     return True, ""
 
 
@@ -68,9 +64,9 @@ def rate_bps(rate: str) -> float:
 
 
 class Testbed:
-    """Links for `num_workers` ranks, made on entry and gone on exit, also when this process is terminated or killed.
+    """Links for `num_workers` ranks, made on entry, removed on exit and when this process is terminated or killed.
 
-    namespaces: one name a rank
+    namespaces: one name per rank
     Raises:     ValueError for a wrong rate or number of workers; OSError if the system refuses (see `available`), or if
                 this process holds one already
     """
@@ -82,57 +78,43 @@ class Testbed:
         self.num_workers = num_workers
         self.bridge = f"{PREFIX}{os.getpid()}b"
         self.namespaces = [f"{PREFIX}{os.getpid()}n{rank}" for rank in range(num_workers)]
-        self._reaper: tuple[subprocess.Popen[bytes], int] | None = None
-        self._handler: Any = None
 
     def __enter__(self) -> Testbed:
         if Path(f"/sys/class/net/{self.bridge}").exists():  # failing later would remove the links of the other
             raise OSError("a process must hold one testbed at a time, got a second")
         clean()
         self._reaper = _reaper(self.bridge, self.namespaces)
-        if _in_main_thread():
-            self._handler = signal.signal(signal.SIGTERM, _interrupted)
         try:
             self._make()
         except BaseException:
-            self.__exit__(None, None, None)
+            self.__exit__()
             raise
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        _remove(self.bridge, self.namespaces)
-        if self._reaper is not None:
-            process, pipe = self._reaper
-            self._reaper = None
-            process.kill()  # a late one would remove the next testbed, whose names are the same
-            process.wait()
-            os.close(pipe)
-        if self._handler is not None:
-            signal.signal(signal.SIGTERM, self._handler)
+    def __exit__(self, *_: object) -> None:
+        self._reaper.communicate()  # awaited: a late one would remove the next testbed, whose names are the same
 
     def run(self, function: Callable[[int, int], Any], *, timeout_s: float = 600) -> list[Any]:
         """`artifact.sparse_sync.links.launch.run`, each rank behind its own link."""
         return launch.run(function, self.num_workers, namespaces=self.namespaces, timeout_s=timeout_s)
 
     def _make(self) -> None:
-        _ip(f"link add {self.bridge} mtu {MTU_BYTES} type bridge")
-        _ip(f"link set {self.bridge} up")
+        _command(f"ip link add {self.bridge} mtu {MTU_BYTES} type bridge")
+        _command(f"ip link set {self.bridge} up")
         limit = f"tbf rate {round(self.rate_bps)}bit burst {BURST_BYTES} latency {QUEUE_MS}ms"
         for rank, name in enumerate(self.namespaces):
-            outer = _outer(name)
-            _ip(f"netns add {name}")
-            _ip(f"link add {outer} mtu {MTU_BYTES} type veth peer name eth0 mtu {MTU_BYTES} netns {name}")
-            _ip(f"link set {outer} master {self.bridge} up")
+            outer = f"{name}v"  # the end on the bridge
+            _command(f"ip netns add {name}")
+            _command(f"ip link add {outer} mtu {MTU_BYTES} type veth peer name eth0 mtu {MTU_BYTES} netns {name}")
+            _command(f"ip link set {outer} master {self.bridge} up")
             # No neighbour discovery among the bytes that are measured.
             _command(f"ip netns exec {name} sysctl -qw net.ipv6.conf.all.disable_ipv6=1", check=False)
-            _ip(f"-n {name} address add 10.77.0.{rank + 1}/24 dev eth0")
-            _ip(f"-n {name} link set eth0 up")
-            _ip(f"-n {name} link set lo up")
+            _command(f"ip -n {name} address add 10.77.0.{rank + 1}/24 dev eth0")
+            _command(f"ip -n {name} link set eth0 up")
+            _command(f"ip -n {name} link set lo up")
             _command(f"tc qdisc add dev {outer} root {limit}")
             _command(f"tc -n {name} qdisc add dev eth0 root {limit}")
-            # A namespace starts with the host's choice; bbr's pacing and a token bucket get in each other's way.
+            # A namespace starts with the host's choice; bbr's pacing does not work with a token bucket.
             _command(f"ip netns exec {name} sysctl -qw net.ipv4.tcp_congestion_control=reno", check=False)
 
 
@@ -146,7 +128,7 @@ def wire_bytes() -> tuple[int, int]:
     raise OSError("this process is in no namespace with eth0")
 
 
-def measure(
+def measure_links(
     tensors: Sequence[SparseTensor],
     rate: str,
     *,
@@ -157,8 +139,9 @@ def measure(
     """Synchronise one tensor a rank by each system over real links, and check every rank's sum.
 
     systems: names of schemes, and torch-allreduce (dense) and torch-sparse (what DDP does with a sparse embedding)
-    Returns: a row per (system, repeat): seconds of the slowest rank between two barriers; counted_bytes, payload of the
-             rank that sends most; wire_bytes, what went out of the rank whose interface sent most; sums over ranks
+    rate:    of each link, both ways, such as "200mbit"
+    Returns: a row per (system, repeat): seconds of the slowest rank from the barrier on; counted_bytes, payload of the
+             rank that sends most; wire_bytes of the interface that sends most; the sums over all ranks of both
     Raises:  ValueError for an unknown system or less than one repeat; RuntimeError if a sum is wrong
     """
     if repeats < 1:
@@ -167,12 +150,12 @@ def measure(
         raise ValueError(f"systems must be schemes or one of {', '.join(PEERS)}, got {', '.join(unknown)}")
     rows = []
     with Testbed(len(tensors), rate) as bed:
-        ranks = bed.run(partial(_timed_ranks, tensors, systems, repeats, seed))
+        ranks = bed.run(lambda rank, _: {system: _timed(tensors[rank], system, repeats, seed) for system in systems})
     for system in systems:
-        _check(system, tensors, [each[system]["sum"] for each in ranks])
+        _check(system, tensors, [found[system]["sum"] for found in ranks])
         counted = run_counted(SCHEMES[system], tensors, seed)[1] if system in SCHEMES else None
         for repeat in range(repeats):
-            sent = [each[system]["runs"][repeat]["sent"] for each in ranks]
+            sent = [found[system]["runs"][repeat]["sent"] for found in ranks]
             rows.append(
                 {
                     "system": system,
@@ -180,7 +163,7 @@ def measure(
                     "workers": len(tensors),
                     "rate_mbps": bed.rate_bps / 1e6,
                     "repeat": repeat,
-                    "seconds": max(each[system]["runs"][repeat]["seconds"] for each in ranks),
+                    "seconds": max(found[system]["runs"][repeat]["seconds"] for found in ranks),
                     "counted_bytes": counted.max_sent_bytes if counted else np.nan,
                     "wire_bytes": max(sent),
                     "counted_total_bytes": counted.total_bytes if counted else np.nan,
@@ -190,14 +173,8 @@ def measure(
     return pd.DataFrame(rows)
 
 
-def _timed_ranks(
-    tensors: Sequence[SparseTensor], systems: Sequence[str], repeats: int, seed: int, rank: int, _: int
-) -> dict[str, Any]:
-    return {system: _timed(tensors[rank], system, repeats, seed) for system in systems}
-
-
 def _timed(tensor: SparseTensor, system: str, repeats: int, seed: int) -> dict[str, Any]:
-    """One rank: once to warm up, then each repeat between barriers."""
+    """One rank: one warm run, then every repeat after a barrier."""
     link, runs = Link(), []
     total = _synchronise(link, tensor, system, seed)
     for _ in range(repeats):
@@ -228,68 +205,36 @@ def _synchronise(link: Link, tensor: SparseTensor, system: str, seed: int) -> Sp
 def _check(system: str, tensors: Sequence[SparseTensor], sums: Sequence[SparseTensor]) -> None:
     if system in SCHEMES:
         units = [SCHEMES[system].units(tensor) for tensor in tensors]
-        good = is_exact(SCHEMES[system], units, [lambda each=each: each for each in sums])  # type: ignore[misc]
+        good = is_exact(SCHEMES[system], units, [lambda total=total: total for total in sums])  # type: ignore[misc]
     else:
         expected: Tensor = sum((tensor.to_dense().double() for tensor in tensors[1:]), tensors[0].to_dense().double())
-        good = all(torch.allclose(each.to_dense().double(), expected, rtol=1e-4, atol=1e-5) for each in sums)
+        good = all(torch.allclose(total.to_dense().double(), expected, rtol=1e-4, atol=1e-5) for total in sums)
     if not good:
         raise RuntimeError(f"{system}: a rank's sum is wrong")
 
 
 def clean() -> None:
-    """Remove what testbeds of processes that are gone have left."""
+    """Remove the links and namespaces that testbeds of ended processes left behind."""
     names = _command("ip netns list", check=False).split() + [
         line.split(": ")[1].split("@")[0] for line in _command("ip -o link", check=False).splitlines()
     ]
     for name in names:
         match = re.fullmatch(rf"{PREFIX}(\d+)([nbt])\d*(v?)", name)
         if match and not Path(f"/proc/{match[1]}").exists():
-            _ip(f"link delete {name}" if match[2] == "b" or match[3] else f"netns delete {name}", check=False)
+            kind = "link" if match[2] == "b" or match[3] else "netns"
+            _command(f"ip {kind} delete {name}", check=False)
 
 
-def _remove(bridge: str, namespaces: Sequence[str]) -> None:
-    for name in namespaces:
-        for pid in _command(f"ip netns pids {name}", check=False).split():
-            with suppress(ProcessLookupError):  # it ended meanwhile
-                os.kill(int(pid), signal.SIGKILL)
-    for order in _orders(bridge, namespaces):
-        _command(order, check=False)
+def _reaper(bridge: str, namespaces: Sequence[str]) -> subprocess.Popen[bytes]:
+    """A process that removes everything when its input is closed, by this process or by its end, whatever ends it.
 
-
-def _orders(bridge: str, namespaces: Sequence[str]) -> list[str]:
-    """Commands that remove everything. A namespace's own links go later than its name, so they are named too."""
-    links = [f"ip link delete {_outer(name)}" for name in namespaces]
-    return [*links, *(f"ip netns delete {name}" for name in namespaces), f"ip link delete {bridge}"]
-
-
-def _outer(namespace: str) -> str:
-    """The end of a namespace's link that is on the bridge."""
-    return f"{namespace}v"
-
-
-def _reaper(bridge: str, namespaces: Sequence[str]) -> tuple[subprocess.Popen[bytes], int]:
-    """A process that removes everything once this one is gone, however it went, and the pipe that it waits on."""
-    receiving, sending = os.pipe()
-    orders = "; ".join(_orders(bridge, namespaces))
-    process = subprocess.Popen(
-        ["sh", "-c", f"cat >/dev/null; {{ {orders}; }} 2>/dev/null"], stdin=receiving, start_new_session=True
-    )
-    os.close(receiving)
-    return process, sending
-
-
-def _interrupted(number: int, frame: FrameType | None) -> None:
-    raise SystemExit(128 + number)
-
-
-def _in_main_thread() -> bool:
-    import threading
-
-    return threading.current_thread() is threading.main_thread()
-
-
-def _ip(arguments: str, *, check: bool = True) -> str:
-    return _command(f"ip {arguments}", check=check)
+    A namespace's links disappear later than its name, so they are deleted too.
+    """
+    orders = [f"kill -9 $(ip netns pids {name})" for name in namespaces]
+    orders += [f"ip link delete {name}v" for name in namespaces]
+    orders += [f"ip netns delete {name}" for name in namespaces]
+    script = f"cat >/dev/null; {{ {'; '.join(orders)}; ip link delete {bridge}; }} 2>/dev/null"
+    return subprocess.Popen(["sh", "-c", script], stdin=subprocess.PIPE, start_new_session=True)
 
 
 def _command(line: str, *, check: bool = True) -> str:

@@ -8,19 +8,19 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, distributed
 
-from artifact.sparse_sync.schemes import Exchange, Place, Scheme
-from artifact.sparse_sync.schemes.base import Received, Result
+from artifact.sparse_sync.schemes import Exchange, RankContext, Scheme
+from artifact.sparse_sync.schemes.base import Message, Received, Result
 from artifact.sparse_sync.tensors.sparse_tensor import SparseTensor
 
-BITS_PER_GBPS = 10**9
 EAGER_BYTES = 65_536
-"""Of a message that go along with its length: a small one then costs one handshake, not two."""
+"""Bytes of a message that are sent together with its length: a small message then costs one handshake, not two."""
 
 
 @dataclass(frozen=True)
@@ -57,14 +57,15 @@ class Traffic:
         """Time on full-duplex links of `bandwidth_gbps` (10^9 bits a second), one phase after the other."""
         if not bandwidth_gbps > 0:
             raise ValueError(f"bandwidth_gbps must be positive, got {bandwidth_gbps}")
-        return self.busiest_bytes * 8 / (bandwidth_gbps * BITS_PER_GBPS)
+        return self.busiest_bytes * 8 / (bandwidth_gbps * 1e9)
 
 
 def run_counted(scheme: Scheme, tensors: Sequence[SparseTensor], seed: int = 0) -> tuple[list[Result], Traffic]:
-    """Every rank of a scheme in this process, phase by phase.
+    """Run every rank of a scheme in this process, phase by phase, and count the bytes.
 
-    tensors: one a worker, of one size, width and value type
-    Returns: each rank's result, to be called; and the traffic
+    tensors: one per worker, of one size, width and value type
+    seed:    of the hash
+    Returns: the result of each rank, to be called, and the traffic
     Raises:  ValueError if the tensors differ in size, width or type
     """
     first = tensors[0]
@@ -73,37 +74,39 @@ def run_counted(scheme: Scheme, tensors: Sequence[SparseTensor], seed: int = 0) 
         if same != (first.num_units, first.width, first.value_ND.dtype):
             raise ValueError(f"tensors must have one size, width and type, worker {rank} differs from worker 0: {same}")
     workers = len(tensors)
-    steps = [scheme.steps(Place(rank, workers, seed), tensor) for rank, tensor in enumerate(tensors)]
-    received: list[Received | None] = [None] * workers
-    results: list[Result | None] = [None] * workers
+    steps = [scheme.steps(RankContext(rank, workers, seed), tensor) for rank, tensor in enumerate(tensors)]
+    received: list[Any] = [None] * workers  # what starts a generator
     sent_bytes: list[list[int]] = []
     received_bytes: list[list[int]] = []
     while True:
-        exchanges: list[Exchange | None] = [None] * workers
-        for rank, generator in enumerate(steps):
+        exchanges: list[Exchange] = []
+        results: list[Result] = []
+        for generator, messages in zip(steps, received, strict=True):
             try:
-                exchanges[rank] = next(generator) if received[rank] is None else generator.send(received[rank])  # type: ignore[arg-type]
+                exchanges.append(generator.send(messages))
             except StopIteration as stop:
-                results[rank] = stop.value
-        active = [each for each in exchanges if each is not None]
-        if not active:
-            return [result for result in results if result is not None], Traffic(
-                np.array(sent_bytes, dtype=np.int64).reshape(-1, workers),
-                np.array(received_bytes, dtype=np.int64).reshape(-1, workers),
-            )
-        assert len(active) == workers, "all ranks of a scheme have the same number of phases"
-        received = [{source: active[source].send[rank] for source in active[rank].sources} for rank in range(workers)]
-        sent_bytes.append([sum(message.numel() for message in each.send.values()) for each in active])
-        received_bytes.append([sum(message.numel() for message in (each or {}).values()) for each in received])
+                results.append(stop.value)
+        assert not (exchanges and results), "all ranks of a scheme have the same number of phases"
+        if results:
+            return results, Traffic(*np.array([sent_bytes, received_bytes], np.int64).reshape(2, -1, workers))
+        received = [
+            {source: exchanges[source].send[rank] for source in exchanges[rank].sources} for rank in range(workers)
+        ]
+        sent_bytes.append([_payload(exchange.send) for exchange in exchanges])
+        received_bytes.append([_payload(messages) for messages in received])
         assert sum(sent_bytes[-1]) == sum(received_bytes[-1]), "every message has one receiver that expects it"
+
+
+def _payload(messages: dict[int, Message]) -> int:
+    return sum(message.numel() for message in messages.values())
 
 
 class Link:
     """This process's end of a torch.distributed group: one `exchange` is one phase of a scheme.
 
-    On gloo, messages go in rounds: in round d to rank + d, from rank - d. Sending to everyone at once costs 1.4 to 1.6
-    times as much on a limited link. A message starts with its length, and what exceeds EAGER_BYTES follows apart. On
-    nccl all go through one `all_to_all_single`, the lengths through one before.
+    On gloo, messages go in rounds: in round d to rank + d, from rank - d. Sending to all ranks at once takes 1.4 to 1.6
+    times as long on a limited link. A message starts with its length; its bytes beyond EAGER_BYTES follow in a second
+    send. On nccl all messages take one `all_to_all_single`, after one for their lengths.
 
     sent_bytes, received_bytes: payload so far; seconds: in exchanges so far
     """
@@ -117,8 +120,8 @@ class Link:
         self.seconds = 0.0
 
     def run(self, scheme: Scheme, tensor: SparseTensor, seed: int = 0) -> SparseTensor:
-        """This rank's part in a scheme. Returns the sum over all ranks."""
-        steps = scheme.steps(Place(self.rank, self.num_workers, seed), tensor)
+        """Run this rank of a scheme. Returns the sum over all ranks."""
+        steps = scheme.steps(RankContext(self.rank, self.num_workers, seed), tensor)
         try:
             exchange = next(steps)
             while True:
@@ -133,8 +136,8 @@ class Link:
         start = time.perf_counter()
         received = self._all_to_all(exchange) if together else self._rounds(exchange)
         self.seconds += time.perf_counter() - start
-        self.sent_bytes += sum(message.numel() for message in exchange.send.values())
-        self.received_bytes += sum(message.numel() for message in received.values())
+        self.sent_bytes += _payload(exchange.send)
+        self.received_bytes += _payload(received)
         return received
 
     def _rounds(self, exchange: Exchange) -> Received:
@@ -160,7 +163,7 @@ class Link:
         return work
 
     def _receive(self, source: int) -> Tensor:
-        """A message as `_rounds` sends it. Gloo fills a longer buffer as far as the message goes."""
+        """A message as `_rounds` sends it. Gloo accepts a message that is shorter than the buffer."""
         eager = torch.empty(8 + EAGER_BYTES, dtype=torch.uint8)
         distributed.recv(eager, self._global(source), group=self.group)
         length = int(eager[:8].view(torch.int64))

@@ -2,34 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import Protocol
+from typing import TypeAlias
 
 from artifact.sparse_sync.schemes.balanced import parallelism
-from artifact.sparse_sync.schemes.base import Exchange, Place, Steps
+from artifact.sparse_sync.schemes.base import Exchange, RankContext, Steps
 from artifact.sparse_sync.schemes.centralized import agsparse, sparcml
 from artifact.sparse_sync.schemes.dense import ring
 from artifact.sparse_sync.tensors.formats import Bitmap, Blocks, Coo
 from artifact.sparse_sync.tensors.sparse_tensor import SparseTensor
 
-__all__ = ["COMPARED", "SCHEMES", "Exchange", "Place", "Scheme", "scheme"]
+__all__ = ["COMPARED", "SCHEMES", "Exchange", "RankContext", "Scheme", "scheme"]
 
 
-class Function(Protocol):
-    """A scheme for one rank (see `artifact.sparse_sync.schemes.base`)."""
-
-    def __call__(self, place: Place, tensor: SparseTensor) -> Steps: ...
+Function: TypeAlias = Callable[[RankContext, SparseTensor], Steps]
+"""A scheme for one rank (see `artifact.sparse_sync.schemes.base`)."""
 
 
 @dataclass(frozen=True)
 class Scheme:
-    """How to synchronise, and on which units.
+    """A way to synchronise, and the units that it sends.
 
-    label:         the name that figures use
-    partition:     the kind of partition of a parallelism scheme, None for others
-    rows:          on rows as they are; otherwise the elements of a row travel each for itself
-    in_rank_order: sums are (((first + second) + third) + ...), else in the order of the scheme's stages
+    label:         name in figures
+    partition:     kind of partition of a parallelism scheme, None for others
+    rows:          whole rows are sent; otherwise every element of a row has its own index
+    in_rank_order: sums are (((first + second) + third) + ...), otherwise in the order of the scheme's stages
     """
 
     name: str
@@ -39,9 +38,9 @@ class Scheme:
     rows: bool = False
     in_rank_order: bool = True
 
-    def steps(self, place: Place, tensor: SparseTensor) -> Steps:
-        """The generator of one rank, on the units of this scheme."""
-        return self.function(place, self.units(tensor))
+    def steps(self, context: RankContext, tensor: SparseTensor) -> Steps:
+        """The generator of one rank. tensor: in any granularity"""
+        return self.function(context, self.units(tensor))
 
     def units(self, tensor: SparseTensor) -> SparseTensor:
         """`tensor` in the granularity of this scheme."""
@@ -55,7 +54,7 @@ def _served(kind: str, push: type, pull: type) -> Function:
 def _both(
     name: str, label: str, function: Function, partition: str | None = None, ordered: bool = True
 ) -> list[Scheme]:
-    """The scheme on elements, as the paper charges it, and on rows."""
+    """The scheme on elements, as in the paper's costs, and on rows."""
     return [
         Scheme(name, label, function, partition, in_rank_order=ordered),
         Scheme(f"{name}-row", f"{label} (rows)", function, partition, rows=True, in_rank_order=ordered),
@@ -63,20 +62,21 @@ def _both(
 
 
 SCHEMES: dict[str, Scheme] = {
-    each.name: each
-    for each in [
+    entry.name: entry
+    for entry in [
         Scheme("ring", "AllReduce", ring, in_rank_order=False),
         *_both("agsparse", "AGsparse", agsparse),
         *_both("sparcml", "SparCML", sparcml, ordered=False),
         Scheme("omnireduce", "OmniReduce", _served("contiguous", Blocks, Blocks), "contiguous"),
         Scheme("omnireduce-cyclic", "OmniReduce (cyclic)", _served("block-cyclic", Blocks, Blocks), "block-cyclic"),
         *_both("ps", "Sparse PS", _served("contiguous", Coo, Coo), "contiguous"),
-        *_both("balanced-coo", "Balanced Parallelism", _served("counting", Coo, Coo), "counting"),
-        *_both("zen", "Zen", _served("counting", Coo, Bitmap), "counting"),
+        *_both("balanced-coo", "Balanced Parallelism", _served("hashed", Coo, Coo), "hashed"),
+        *_both("zen", "Zen", _served("hashed", Coo, Bitmap), "hashed"),
         *_both("zen-bijection", "Zen, table-free", _served("bijection", Coo, Bitmap), "bijection"),
         *_both("zen-modulo", "Modulo", _served("modulo", Coo, Bitmap), "modulo"),
     ]
 }
+"""Every scheme by name; a `-row` scheme sends rows of a table instead of their elements."""
 
 COMPARED = ("ring", "agsparse", "sparcml", "omnireduce", "omnireduce-cyclic", "ps", "balanced-coo", "zen", "zen-row")
 """What `--scheme all` runs."""

@@ -1,7 +1,7 @@
-"""A scheme is written once, for one rank, as a generator: it yields what it sends and is sent what it received.
+"""What schemes are made of: a scheme is a generator that runs on one rank, yields messages and receives those for it.
 
-Whoever runs the generators is the transport (`artifact.sparse_sync.links.transport`): in one process, which counts the
-bytes of every rank, or over torch.distributed, which sends them.
+The transport (`artifact.sparse_sync.links.transport`) runs the generators: those of all ranks in one process, to count
+their bytes, or one rank's over torch.distributed.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ class Exchange:
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a scheme runs: `rank` of `num_workers`, and the seed of its hash, which all ranks share."""
+class RankContext:
+    """One rank's view of a run: its number, the number of workers, and the hash's seed, which all ranks share."""
 
     rank: int
     num_workers: int
@@ -38,10 +38,10 @@ class Place:
 
     @property
     def others(self) -> tuple[int, ...]:
-        """The other ranks, each rank starting with its next one."""
+        """The other ranks in the order of the ring, from the next one on."""
         return tuple((self.rank + step) % self.num_workers for step in range(1, self.num_workers))
 
 
 Result: TypeAlias = Callable[[], SparseTensor]
-"""The sum over all ranks, decoded when called: whoever counts bytes need not pay for every rank's."""
+"""The sum over all ranks, decoded when called: to count bytes, not every rank's needs to be decoded."""
 Steps: TypeAlias = Generator[Exchange, Received, Result]

@@ -1,4 +1,4 @@
-"""What a scheme costs: the paper's closed forms, the true bytes from measured statistics, and the scheme to choose.
+"""What a scheme costs: the bytes that it sends, predicted from statistics of the indices, and the scheme to choose.
 
 A cost is in bytes of the busiest rank, summed over the phases; over the bandwidth it is the time (Zen, section 3.1).
 
@@ -8,91 +8,28 @@ Shape legend: n = workers, N = units a worker lists, U = units of the sum
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+import torch
+from torch import Tensor
 
 from artifact.sparse_sync.schemes import SCHEMES, Scheme
 from artifact.sparse_sync.tensors.formats import BLOCK_ELEMENTS, HEADER_BYTES
 from artifact.sparse_sync.tensors.partitions import partition
-from artifact.sparse_sync.tensors.sparse_tensor import SparseTensor
-from artifact.sparse_sync.tensors.sparsity import union
+from artifact.sparse_sync.tensors.sparse_tensor import SparseTensor, union
 
 CANDIDATES = ("ring", "agsparse-row", "sparcml-row", "omnireduce-cyclic", "balanced-coo-row", "zen-row", "zen")
-"""What `choose_scheme` picks from where it is not told: the others are never cheaper by more than their imbalance."""
-
-
-def independent_densification(density: float, num_workers: int) -> float:
-    """gamma^k of supports that are drawn independently and evenly: (1 - (1 - d)^k) / d."""
-    return (1 - (1 - density) ** num_workers) / density
-
-
-def balanced_parallelism(dense_bytes: float, density: float, gamma: float, num_workers: int) -> float:
-    """Equation 1: (n-1)/n (gamma^n + 1) 2 M d, COO both ways."""
-    return (num_workers - 1) / num_workers * (gamma + 1) * 2 * dense_bytes * density
-
-
-def hierarchical_centralization(dense_bytes: float, density: float, gammas: Sequence[float]) -> float:
-    """Equation 2: the sum of gamma^k 2 M d over the stages k = 1, 2, 4, ..., n/2."""
-    return sum(gammas) * 2 * dense_bytes * density
-
-
-def dense_ring(dense_bytes: float, num_workers: int) -> float:
-    """2 (n-1)/n M."""
-    return 2 * (num_workers - 1) / num_workers * dense_bytes
-
-
-def all_gather(dense_bytes: float, density: float, num_workers: int) -> float:
-    """2 (n-1) d M: AGsparse."""
-    return 2 * (num_workers - 1) * density * dense_bytes
-
-
-def parameter_server(dense_bytes: float, density: float, gamma: float, skew: float, num_workers: int) -> float:
-    """2 (n-1) (d + d^n) s M / n: contiguous parts under skewness s."""
-    return skew * balanced_parallelism(dense_bytes, density, gamma, num_workers)
-
-
-def omnireduce(dense_bytes: float, block_density: float, block_gamma: float, num_workers: int) -> float:
-    """(n-1)/n (d_b + d_b^n) M (1 + 1/256): blocks, in the balanced best case."""
-    blocks = block_density * (1 + block_gamma) * (1 + HEADER_BYTES / 4 / BLOCK_ELEMENTS)
-    return (num_workers - 1) / num_workers * blocks * dense_bytes
-
-
-def zen(
-    dense_bytes: float,
-    density: float,
-    gamma: float,
-    num_workers: int,
-    push_imbalance: float = 1.0,
-    pull_imbalance: float = 1.0,
-) -> float:
-    """(n-1)/n (2 s_push d + s_pull d^n + 1/32) M: fp32 values, COO push, hash bitmap pull."""
-    share = 2 * push_imbalance * density + pull_imbalance * density * gamma + 1 / 32
-    return (num_workers - 1) / num_workers * share * dense_bytes
-
-
-def break_even_overlap(num_workers: int, density: float = 0.01) -> float:
-    """Pairwise overlap above which equation 1 is cheaper than equation 2, for independent even supports inside a common
-    pool: overlap p means a pool of N / p units. Section 3.1's theorem 1 without its assumption on overlap.
-    """
-    from scipy.optimize import brentq
-
-    def difference(pool_density: float) -> float:
-        gammas = [independent_densification(pool_density, 1 << i) for i in range(num_workers.bit_length() - 1)]
-        last = independent_densification(pool_density, num_workers)
-        return hierarchical_centralization(1, density, gammas) - balanced_parallelism(1, density, last, num_workers)
-
-    return float(brentq(difference, 1e-7, 1 - 1e-9))
+"""Default candidates of `choose_scheme`; the other schemes are never cheaper by more than their imbalance."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """How unevenly one way of sharing out units loads the ranks.
+    """Load of the busiest rank under one kind of partition, over an even load.
 
-    push: most units that a rank sends or receives on the way to the servers, over (n-1)/n of the mean worker's units
-    pull: the same on the way back, over (n-1)/n of the units of the sum
+    push: units that it sends or receives (the larger) on the way to the servers, over (n-1)/n of a worker's mean units
+    pull: units that it sends on the way back, over (n-1)/n of the units of the sum
     """
 
     push: float
@@ -101,13 +38,13 @@ class Load:
 
 @dataclass(frozen=True)
 class Granularity:
-    """Statistics of one size of unit.
+    """Statistics for one size of unit.
 
-    num_units: units of the dense tensor
+    num_units:     units of the dense tensor
     mean, largest: units that a worker lists
-    stages:    units of the largest message in each phase of recursive doubling
-    union:     units of the sum
-    loads:     by kind of partition
+    stages:        units of the largest message in each phase of recursive doubling
+    union:         units of the sum
+    loads:         by kind of partition
     """
 
     num_units: int
@@ -120,9 +57,10 @@ class Granularity:
 
 @dataclass(frozen=True)
 class Statistics:
-    """What the cost of every scheme follows from. `measure` makes it.
+    """What the cost model knows of the workers' tensors. `measure_statistics` makes it.
 
-    width, value_bytes: of a unit of `rows`, in elements; of one value
+    width:       elements of a row
+    value_bytes: bytes of one value
     """
 
     num_workers: int
@@ -134,46 +72,42 @@ class Statistics:
 
     @property
     def density(self) -> float:
-        """Mean over the workers."""
+        """Mean density of the workers' tensors."""
         return self.rows.mean / self.rows.num_units
 
     @property
     def densification(self) -> float:
-        """gamma^n."""
+        """Density of the sum over the mean density, gamma^n."""
         return self.rows.union / self.rows.mean if self.rows.mean else 1.0
 
-    @cached_property
-    def dense_bytes(self) -> int:
-        """M."""
-        return self.rows.num_units * self.width * self.value_bytes
 
-
-def measure(tensors: Sequence[SparseTensor], seed: int = 0) -> Statistics:
-    """Statistics of one tensor a worker; only the indices are looked at."""
+def measure_statistics(tensors: Sequence[SparseTensor], seed: int = 0) -> Statistics:
+    """Statistics of one tensor a worker; only the indices are looked at. seed: of the hash"""
     first = tensors[0]
-    rows = [tensor.index_N.cpu().numpy() for tensor in tensors]
-    elements = [tensor.elements().index_N.cpu().numpy() for tensor in tensors]
-    blocks = [np.unique(index_N // BLOCK_ELEMENTS) for index_N in elements]
-    hashed = ("counting", "contiguous")
+    num_blocks = -(-first.size // BLOCK_ELEMENTS)
+    rows = [_support(tensor.index_N.cpu(), first.num_units) for tensor in tensors]
+    elements = [_support(tensor.elements().index_N.cpu(), first.size) for tensor in tensors]
+    blocks = [_support((tensor.index_N // BLOCK_ELEMENTS).unique_consecutive(), num_blocks) for tensor in elements]
     return Statistics(
-        num_workers=len(tensors),
-        width=first.width,
-        value_bytes=first.value_ND.dtype.itemsize,
-        rows=_granularity(rows, first.num_units, hashed, seed),
-        elements=_granularity(elements, first.size, hashed, seed),
-        blocks=_granularity(blocks, -(-first.size // BLOCK_ELEMENTS), ("contiguous", "modulo"), seed),
+        len(tensors),
+        first.width,
+        first.value_ND.dtype.itemsize,
+        rows=_granularity(rows, ("hashed", "contiguous"), seed),
+        elements=_granularity(elements, ("hashed", "contiguous"), seed),
+        blocks=_granularity(blocks, ("contiguous", "modulo"), seed),
     )
 
 
-def predict(statistics: Statistics, num_workers: int | None = None) -> dict[str, float]:
-    """Bytes of the busiest rank for every scheme whose loads were measured.
+def predict_bytes(statistics: Statistics, num_workers: int | None = None) -> dict[str, float]:
+    """Bytes of the busiest rank for every scheme whose kind of partition has measured loads.
 
-    num_workers: another number of workers than the statistics are of; their unions are then extrapolated
+    num_workers: predict for this many workers; if it is not the measured number, unions are extrapolated
     """
     n = num_workers or statistics.num_workers
     if n != statistics.num_workers:
         statistics = _scaled(statistics, n)
-    return {name: _cost(scheme, statistics) for name, scheme in SCHEMES.items() if _measured(scheme)}
+    measured = (None, "contiguous", "block-cyclic", "hashed")
+    return {name: _cost(scheme, statistics) for name, scheme in SCHEMES.items() if scheme.partition in measured}
 
 
 def choose_scheme(
@@ -186,11 +120,13 @@ def choose_scheme(
     current: str | None = None,
     hysteresis: float = 0.0,
 ) -> str:
-    """The candidate with the least predicted time, from the bytes it really sends.
+    """The candidate with the shortest predicted time.
 
-    latency_s:  of one phase; with 0 the choice does not depend on the bandwidth
-    current:    kept unless another is faster by more than the fraction `hysteresis`
-    Raises:     ValueError unless num_workers and bandwidth_gbps are positive, and hysteresis is in [0, 1)
+    num_workers:    as in `predict_bytes`
+    bandwidth_gbps: of a link, in 10^9 bits a second
+    latency_s:      seconds that a phase adds; with 0 the choice does not depend on the bandwidth
+    current:        scheme in use, kept unless another is faster by more than the fraction `hysteresis`
+    Raises:         ValueError unless num_workers and bandwidth_gbps are positive, and hysteresis is in [0, 1)
     """
     n = statistics.num_workers if num_workers is None else num_workers
     if n < 1 or not bandwidth_gbps > 0 or not 0 <= hysteresis < 1:
@@ -198,24 +134,12 @@ def choose_scheme(
             "num_workers must be at least 1, bandwidth_gbps positive and hysteresis in [0, 1), got "
             f"{n}, {bandwidth_gbps}, {hysteresis}"
         )
-    costs = predict(statistics, n)
+    costs = predict_bytes(statistics, n)
     times = {name: costs[name] * 8 / (bandwidth_gbps * 1e9) + _phases(name, n) * latency_s for name in candidates}
     best = min(times, key=lambda name: times[name])
     if current in times and times[best] >= (1 - hysteresis) * times[current]:
         return current
     return best
-
-
-def published_choice(statistics: Statistics) -> str:
-    """Zen's own rule: equation 1 against equation 2, both of COO. `zen` or `sparcml`."""
-    gammas = [stage / statistics.rows.mean if statistics.rows.mean else 1.0 for stage in statistics.rows.stages]
-    one = balanced_parallelism(1, statistics.density, statistics.densification, statistics.num_workers)
-    two = hierarchical_centralization(1, statistics.density, gammas)
-    return "zen" if one < two else "sparcml"
-
-
-def _measured(scheme: Scheme) -> bool:
-    return scheme.partition in (None, "contiguous", "block-cyclic", "counting")
 
 
 def _cost(scheme: Scheme, statistics: Statistics) -> float:
@@ -243,66 +167,64 @@ def _cost(scheme: Scheme, statistics: Statistics) -> float:
 
 
 def _phases(name: str, num_workers: int) -> int:
-    """Phases of a scheme, each of which waits for the one before."""
+    """Number of phases of a scheme; a phase starts when the one before has ended."""
     if name == "ring":
         return 2 * (num_workers - 1)
     if name.startswith("sparcml"):
-        return (num_workers - 1).bit_length() + (2 if num_workers & (num_workers - 1) else 0)
+        return num_workers.bit_length() - 1 + (2 if num_workers & (num_workers - 1) else 0)
     return 1 if name.startswith("agsparse") else 2
 
 
-def _granularity(index: list[NDArray[np.int64]], num_units: int, kinds: Sequence[str], seed: int) -> Granularity:
-    n = len(index)
-    together = _union(index, num_units)
+def _support(index_N: Tensor, num_units: int) -> SparseTensor:
+    """A tensor without values."""
+    return SparseTensor(index_N, torch.empty(index_N.numel(), 0), num_units)
+
+
+def _granularity(supports: Sequence[SparseTensor], kinds: Sequence[str], seed: int) -> Granularity:
+    listed, together = [support.num_indices for support in supports], union(supports)
     return Granularity(
-        num_units=num_units,
-        mean=float(np.mean([len(each) for each in index])),
-        largest=max(len(each) for each in index),
-        stages=_stages(index, num_units),
-        union=len(together),
-        loads={kind: _load(index, together, kind, num_units, n, seed) for kind in kinds},
+        num_units=supports[0].num_units,
+        mean=float(np.mean(listed)),
+        largest=max(listed),
+        stages=_stages(supports),
+        union=together.numel(),
+        loads={kind: _load(supports, together, kind, seed) for kind in kinds},
     )
 
 
-def _union(index: Sequence[NDArray[np.int64]], num_units: int) -> NDArray[np.int64]:
-    import torch
-
-    tensors = [SparseTensor(torch.from_numpy(each), torch.empty(len(each), 0), num_units) for each in index]
-    return np.asarray(union(tensors).numpy())
-
-
-def _stages(index: list[NDArray[np.int64]], num_units: int) -> tuple[int, ...]:
+def _stages(supports: Sequence[SparseTensor]) -> tuple[int, ...]:
     """Largest message of each phase of `artifact.sparse_sync.schemes.centralized.sparcml`, in units."""
-    n = len(index)
+    n = len(supports)
     power = 1 << (n.bit_length() - 1)
-    stages = [max(len(each) for each in index[power:])] if power < n else []
-    groups = [_union([index[r], index[r + power]], num_units) if r + power < n else index[r] for r in range(power)]
+    groups, stages = list(supports[:power]), []
+
+    def merged(*group: SparseTensor) -> SparseTensor:
+        return _support(union(group), group[0].num_units)
+
+    if power < n:
+        stages.append(max(support.num_indices for support in supports[power:]))
+        groups[: n - power] = map(merged, groups, supports[power:])
     while len(groups) > 1:
-        stages.append(max(len(group) for group in groups))
-        groups = [_union(pair, num_units) for pair in zip(groups[::2], groups[1::2], strict=True)]
-    return tuple([*stages, len(groups[0])] if power < n else stages)
+        stages.append(max(group.num_indices for group in groups))
+        groups = list(map(merged, groups[::2], groups[1::2]))
+    return tuple([*stages, groups[0].num_indices] if power < n else stages)
 
 
-def _load(
-    index: list[NDArray[np.int64]], together: NDArray[np.int64], kind: str, num_units: int, n: int, seed: int
-) -> Load:
-    import torch
-
+def _load(supports: Sequence[SparseTensor], together: Tensor, kind: str, seed: int) -> Load:
+    n = len(supports)
     if n == 1:
         return Load(1.0, 1.0)
-    parts = partition(kind, num_units, n, seed)
-    sent_WP = np.stack([parts.count(torch.from_numpy(each)) for each in index])
+    parts = partition(kind, supports[0].num_units, n, seed)
+    sent_WP = np.stack([parts.count(support.index_N) for support in supports])
     np.fill_diagonal(sent_WP, 0)
     push = max(sent_WP.sum(axis=0).max(), sent_WP.sum(axis=1).max())
-    sums_P = parts.count(torch.from_numpy(together))
-    pull = (n - 1) * sums_P.max()
-    mean = float(np.mean([len(each) for each in index]))
-    share = (n - 1) / n
-    return Load(push / (share * mean) if mean else 1.0, pull / (share * len(together)) if len(together) else 1.0)
+    pull = (n - 1) * parts.count(together).max()
+    mean, share = float(np.mean([support.num_indices for support in supports])), (n - 1) / n
+    return Load(push / (share * mean) if mean else 1.0, pull / (share * together.numel()) if together.numel() else 1.0)
 
 
 def _scaled(statistics: Statistics, num_workers: int) -> Statistics:
-    """The statistics of another number of workers: unions go on growing as they last did."""
+    """The statistics of another number of workers: unions keep growing at their last rate."""
 
     def scale(units: Granularity) -> Granularity:
         curve = [units.mean, *units.stages[1:], float(units.union)]
@@ -316,16 +238,8 @@ def _scaled(statistics: Statistics, num_workers: int) -> Statistics:
                 return float(np.exp(np.interp(np.log(k), np.log(sizes), np.log(np.maximum(curve, 1)))))
             return float(min(units.num_units, curve[-1] * (k / sizes[-1]) ** growth))
 
-        stages = [at(1 << i) for i in range((num_workers - 1).bit_length())]
-        return Granularity(
-            units.num_units, units.mean, units.largest, tuple(map(round, stages)), round(at(num_workers)), units.loads
-        )
+        stages = [round(at(1 << i)) for i in range((num_workers - 1).bit_length())]
+        return replace(units, stages=tuple(stages), union=round(at(num_workers)))
 
-    return Statistics(
-        num_workers,
-        statistics.width,
-        statistics.value_bytes,
-        scale(statistics.rows),
-        scale(statistics.elements),
-        scale(statistics.blocks),
-    )
+    scaled: dict[str, Any] = {name: scale(getattr(statistics, name)) for name in ("rows", "elements", "blocks")}
+    return replace(statistics, num_workers=num_workers, **scaled)

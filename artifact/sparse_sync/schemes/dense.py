@@ -7,18 +7,18 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from artifact.sparse_sync.schemes.base import Exchange, Message, Place, Steps
+from artifact.sparse_sync.schemes.base import Exchange, Message, RankContext, Steps
 from artifact.sparse_sync.tensors.formats import as_bytes, from_bytes
 from artifact.sparse_sync.tensors.sparse_tensor import SparseTensor
 
 
-def ring(place: Place, tensor: SparseTensor) -> Steps:
+def ring(context: RankContext, tensor: SparseTensor) -> Steps:
     """Reduce-scatter and all-gather around a ring in n parts of ceil(|G| / n) units.
 
     Part p is summed in the order p, p + 1, ..., p - 1 of the ranks: the same on every rank, but not rank order. A rank
-    holds one part at a time until the sums come back, and passes those on as they are.
+    holds one part at a time until the sums arrive, which it forwards unchanged.
     """
-    n, rank = place.num_workers, place.rank
+    n, rank = context.num_workers, context.rank
     following, previous = (rank + 1) % n, (rank - 1) % n
     carried = as_bytes(_part(tensor, rank, n))
     for phase in range(n - 1):
@@ -40,7 +40,7 @@ def ring(place: Place, tensor: SparseTensor) -> Steps:
 
 @lru_cache(maxsize=1)
 def _everything(num_units: int, device: torch.device) -> Tensor:
-    """Every index, once for all ranks: twice the size of the tensor itself."""
+    """Every index, one copy for all ranks: it has twice the size of the tensor."""
     return torch.arange(num_units, device=device)
 
 

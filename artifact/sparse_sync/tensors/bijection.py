@@ -1,7 +1,7 @@
 """A keyed permutation of [0, size) that needs no table: balanced parts whose positions can be decoded by arithmetic.
 
-Zen's hash bitmap needs, for every partition, the sorted list of its indices: together one integer a parameter on
-every node. A permutation whose inverse is computed needs none: partition j is the j-th stretch of the permuted order,
+Zen's hash bitmap needs, for every partition, the sorted list of its indices: one integer per parameter on every node.
+A permutation whose inverse is computed needs none: partition j is the j-th stretch of the permuted order,
 its size is known exactly, and a position in it decodes to an index.
 
 The permutation is four rounds of (add a key, multiply by an odd number, xor the upper half into the lower), each of
@@ -37,17 +37,17 @@ class Bijection:
             raise ValueError(f"seed must not be negative, got {self.seed}")
 
     def forward(self, index_N: Tensor) -> Tensor:
-        """Where each index goes. [N], int64, in [0, size) -> the same"""
-        return self._apply(index_N, self._keys, inverse=False)
+        """Position of each index in the permuted order. [N], int64, in [0, size) -> the same"""
+        return self._apply(index_N, inverse=False)
 
     def inverse(self, position_N: Tensor) -> Tensor:
-        """What comes to each position: the inverse of `forward`."""
-        return self._apply(position_N, self._keys, inverse=True)
+        """Index at each position: the inverse of `forward`. [N], int64, in [0, size) -> the same"""
+        return self._apply(position_N, inverse=True)
 
-    def _apply(self, value_N: Tensor, keys: np.ndarray, *, inverse: bool) -> Tensor:
+    def _apply(self, value_N: Tensor, *, inverse: bool) -> Tensor:
         out_N = np.empty(value_N.numel(), dtype=np.int64)
-        walk = _walk_back if inverse else _walk
-        walk(value_N.cpu().contiguous().numpy(), np.uint64(self.size), np.uint64(self._bits), keys, out_N)
+        given_N = value_N.cpu().contiguous().numpy()
+        _walk(given_N, np.uint64(self.size), np.uint64(self._bits), self._keys, inverse, out_N)
         return torch.from_numpy(out_N).to(value_N.device)
 
     @cached_property
@@ -59,8 +59,8 @@ class Bijection:
         """[rounds, 3]: what is added, the odd multiplier, and its inverse modulo 2**bits."""
         drawn = np.random.SeedSequence([self.seed, self.size]).generate_state(2 * ROUNDS, dtype=np.uint64)
         modulus = 1 << self._bits
-        odd = [int(each) % modulus | 1 for each in drawn[ROUNDS:]]
-        added = [int(each) % modulus for each in drawn[:ROUNDS]]
+        odd = [int(number) % modulus | 1 for number in drawn[ROUNDS:]]
+        added = [int(number) % modulus for number in drawn[:ROUNDS]]
         return np.array([[a, m, pow(m, -1, modulus)] for a, m in zip(added, odd, strict=True)], dtype=np.uint64)
 
 
@@ -81,20 +81,12 @@ def _once_back(value, mask, shift, keys):
 
 
 @numba.njit(nogil=True, cache=True)
-def _walk(value_N, size, bits, keys, out_N):
+def _walk(value_N, size, bits, keys, inverse, out_N):
     mask, shift = (np.uint64(1) << bits) - np.uint64(1), (bits + np.uint64(1)) // np.uint64(2)
     for i in range(len(value_N)):
-        value = _once(np.uint64(value_N[i]), mask, shift, keys)
-        while value >= size:
-            value = _once(value, mask, shift, keys)
-        out_N[i] = np.int64(value)
-
-
-@numba.njit(nogil=True, cache=True)
-def _walk_back(value_N, size, bits, keys, out_N):
-    mask, shift = (np.uint64(1) << bits) - np.uint64(1), (bits + np.uint64(1)) // np.uint64(2)
-    for i in range(len(value_N)):
-        value = _once_back(np.uint64(value_N[i]), mask, shift, keys)
-        while value >= size:
-            value = _once_back(value, mask, shift, keys)
+        value = np.uint64(value_N[i])
+        while True:
+            value = _once_back(value, mask, shift, keys) if inverse else _once(value, mask, shift, keys)
+            if value < size:
+                break
         out_N[i] = np.int64(value)

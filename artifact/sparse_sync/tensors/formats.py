@@ -1,7 +1,7 @@
-"""How sparse values travel: each format is bytes on the wire, exactly, and back.
+"""Wire formats of sparse values: units to the exact bytes of a message, and back.
 
-A message is a flat uint8 tensor, so that its length is its cost. Positions are places in a known range (a tensor, or
-one server's part of it, see `artifact.sparse_sync.tensors.partitions`); both ends know range, width and value type.
+A message is a flat uint8 tensor, so its length is its cost. Positions count in a known range (a tensor, or one server's
+part of it, see `artifact.sparse_sync.tensors.partitions`); both ends know the range, the width and the value type.
 
 Shape legend: N = units sent, D = width of a unit, B = bytes, K = blocks
 """
@@ -18,19 +18,21 @@ from torch import Tensor
 from artifact.sparse_sync.tensors.sparse_tensor import Units
 
 BLOCK_ELEMENTS = 256
-"""OmniReduce's block."""
+"""Elements of OmniReduce's block."""
 HEADER_BYTES = 4
-"""Of a block: which one it is."""
+"""Bytes of a block's number, sent before it."""
 VALUE_DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 @dataclass(frozen=True)
 class Format(ABC):
-    """What both ends of a message know.
+    """A format, with what both ends of a message know.
 
-    length: units in the range that positions count in
+    length: units in the range of positions
     width:  elements of a unit
-    dtype:  of the values
+    dtype:  type of the values
+
+    Raises: ValueError for a negative length, a width less than 1, or values that are not floats
     """
 
     length: int
@@ -63,7 +65,7 @@ class Format(ABC):
 
 @dataclass(frozen=True)
 class Coo(Format):
-    """An index and its values, for each unit: 4 bytes of index, or 8 from a range of 2**31 on."""
+    """The index and values of each unit; an index has 4 bytes, or 8 if the range has 2**31 units or more."""
 
     @property
     def index_dtype(self) -> torch.dtype:
@@ -86,10 +88,10 @@ class Coo(Format):
 
 @dataclass(frozen=True)
 class Bitmap(Format):
-    """A bit for each unit of the range, then the values of those whose bit is set.
+    """A bit for each unit of the range, then the values of the units whose bit is set.
 
     Over one server's part of a hashed partition this is Zen's hash bitmap (Algorithm 2): the bitmaps of all servers
-    together cost an eighth of a byte a unit, however many servers there are.
+    together cost an eighth of a byte a unit, for any number of servers.
     """
 
     def encode(self, position_N: Tensor, value_ND: Tensor) -> Tensor:
@@ -113,9 +115,9 @@ class Bitmap(Format):
 
 @dataclass(frozen=True)
 class Blocks(Format):
-    """Blocks of 256 elements that hold one that is listed, each with a header of 4 bytes (OmniReduce).
+    """Blocks of 256 elements, those with a listed element, after a header of 4 bytes each (OmniReduce).
 
-    Elements only. The last block is sent whole. Decoding gives every element of the blocks, zeros with the others.
+    Elements only. The last block is padded to its full size. Decoding gives all elements of the blocks, zeros included.
     """
 
     def __post_init__(self) -> None:
@@ -145,7 +147,7 @@ class Blocks(Format):
         return HEADER_BYTES + BLOCK_ELEMENTS * self.dtype.itemsize
 
     def num_bytes(self, num_units: int) -> int:
-        """Here of `num_units` blocks."""
+        """Bytes of a message of `num_units` blocks, not units."""
         return num_units * self.block_bytes
 
 
@@ -177,7 +179,7 @@ def as_bytes(tensor: Tensor) -> Tensor:
 
 
 def from_bytes(message_B: Tensor, dtype: torch.dtype) -> Tensor:
-    """The inverse of `as_bytes`, flat. A part of a message need not be aligned, so it is copied."""
+    """The inverse of `as_bytes`, flat: a copy, because a part of a message need not be aligned."""
     return message_B.clone().view(dtype)
 
 

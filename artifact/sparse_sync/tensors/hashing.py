@@ -1,15 +1,15 @@
 """Which partition an index belongs to: balanced for any skew, and the same on every worker.
 
-`partition_of` is the shared first-level hash, h0 of Zen's Algorithm 1. Grouping a worker's indices by it is done in two
-ways that give the same partition:
+`partition_of` is the shared first-level hash, h0 of Zen's Algorithm 1. Two ways of grouping a worker's indices by it
+give the same partition:
 
-- `counting`: one pass of the hash and a counting sort. Stable, no collisions, nothing to lose. What a CPU should do.
+- `counting_sort`: one pass of the hash and a counting sort. Stable, without collisions. The best way on a CPU.
 - `hierarchical`: Algorithm 1 itself, k second-level hashes into slots of a memory, and a serial region for indices that
   collide k times. It is a GPU's algorithm (`tensors.triton_hashing`); here it is run one index at a time.
 
 `strawman` is the paper's Algorithm 3, one hash and no collision handling, which loses gradients.
 
-Shape legend: N = indices, P = partitions
+Shape legend: N = indices, P = partitions, S = slots of a partition
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MASK = 0xFFFFFFFF
 MULTIPLIERS = (0x85EBCA6B, 0xC2B2AE35, 0x9E3779B1)
 """Two of MurmurHash3's 32-bit finaliser, and 2**32 over the golden ratio."""
 
-_M1, _M2, _GOLDEN = (np.uint64(each) for each in MULTIPLIERS)
+_M1, _M2, _GOLDEN = (np.uint64(multiplier) for multiplier in MULTIPLIERS)
 _MASK64 = np.uint64(MASK)
 
 Integers = NDArray[np.int64]
@@ -51,31 +51,22 @@ class Grouping:
 
 
 def imbalance(count_P: Integers) -> float:
-    """Largest partition over the mean, in [1, P]; 1 where there is nothing. Zen, definition 8, for one worker."""
+    """Largest partition over the mean, in [1, P]; 1 if all are empty. Zen, definition 8, for one worker."""
     total = int(np.sum(count_P))
     return float(np.max(count_P)) * len(count_P) / total if total else 1.0
 
 
-def imbalance_bound(num_indices: int, num_partitions: int) -> float:
-    """1 + sqrt(2 n ln n / |I|): what balls thrown into bins give (Zen, theorem 2, with its constant)."""
-    if num_indices == 0 or num_partitions == 1:
-        return 1.0
-    return 1 + float(np.sqrt(2 * num_partitions * np.log(num_partitions) / num_indices))
-
-
 def partition_of(index_N: Tensor, num_partitions: int, seed: int = 0) -> Tensor:
-    """Partition of each index by h0, on whatever device the indices are.
+    """Partition of each index by h0, on the device of the indices.
 
     index_N: [N], int64, not negative
     Returns: [N], int64, in [0, num_partitions)
     Source:  Zen, Algorithm 1, line 3
     Raises:  ValueError unless num_partitions is in [1, 65536]
     """
-    _check(num_partitions)
     if index_N.device.type == "cpu":
-        part_N = np.empty(index_N.numel(), dtype=np.uint16)
-        _partitions(index_N.contiguous().numpy(), num_partitions, np.uint64(mixed_seed(seed)), part_N)
-        return torch.from_numpy(part_N.astype(np.int64))
+        return torch.from_numpy(_parts(index_N.contiguous().numpy(), num_partitions, seed).astype(np.int64))
+    _check(num_partitions)
     hashed = finalise((index_N & MASK) ^ finalise((index_N >> 32) * MULTIPLIERS[2] & MASK) ^ mixed_seed(seed))
     return (hashed * num_partitions) >> 32
 
@@ -95,20 +86,17 @@ def mixed_seed(seed: int, level: int = 0) -> int:
     return int(state[0])
 
 
-def counting(index_N: Integers, num_partitions: int, seed: int = 0) -> Grouping:
+def counting_sort(index_N: Integers, num_partitions: int, seed: int = 0) -> Grouping:
     """Group by h0 with one pass and a counting sort. Stable: sorted indices stay sorted in each partition.
 
     index_N: [N], int64, not negative
     Raises:  ValueError unless num_partitions is in [1, 65536]
     """
-    _check(num_partitions)
-    part_N = np.empty(len(index_N), dtype=np.uint16)
-    _partitions(index_N, num_partitions, np.uint64(mixed_seed(seed)), part_N)
-    return Grouping(*_group(part_N, num_partitions))
+    return Grouping(*_group(_parts(index_N, num_partitions, seed), num_partitions))
 
 
 def tables(num_units: int, num_partitions: int, seed: int = 0) -> tuple[NDArray, Integers]:
-    """The sorted indices of every partition, one after the other, and how many each has (Zen, Algorithm 2).
+    """The sorted indices of every partition, one partition after the other, and their number (Zen, Algorithm 2).
 
     Returns: [num_units], int32 (int64 from 2**31 units on), and [P], int64
     """
@@ -118,7 +106,7 @@ def tables(num_units: int, num_partitions: int, seed: int = 0) -> tuple[NDArray,
 
 
 def group_by(part_N: Integers, num_partitions: int) -> Grouping:
-    """Group by partitions that are given, stable."""
+    """Group by given partitions, stable. part_N: [N], in [0, num_partitions)"""
     _check(num_partitions)
     return Grouping(*_group(part_N.astype(np.uint16), num_partitions))
 
@@ -132,15 +120,28 @@ def hierarchical(
     slots_per_index: float = 2.0,
     serial_share: float = 0.1,
 ) -> Grouping:
-    """Group by Zen's Algorithm 1: partitions as `counting`, order inside a partition as the slots happen to be.
+    """Group by Zen's Algorithm 1: the partitions of `counting_sort`, with the indices of a partition in slot order.
 
-    The published memory overflows in its own sweep (one hash at two slots an index, any at one): here the serial region
-    grows and the count says so, so nothing is lost.
+    The published memory overflows in the paper's own sweep (one hash at two slots an index, any at one). Here the
+    serial region grows, `grown` counts how often, and nothing is lost.
 
     num_hashes:      k, second-level hashes
     slots_per_index: r1 / |I|, parallel slots of all partitions together
     serial_share:    r2 / r1, serial slots before growing
-    Raises:          ValueError unless num_partitions is in [1, 65536], num_hashes >= 1, slots_per_index > 0
+    Raises:          ValueError as `memory_plan`
+    """
+    plan = memory_plan(len(index_N), num_partitions, seed, num_hashes, slots_per_index, serial_share)
+    memory_PS, serial, grown = _hierarchical(index_N, num_partitions, np.array(plan[0], np.uint64), *plan[1:])
+    taken_PS = memory_PS != -1
+    return Grouping(memory_PS[taken_PS], taken_PS.sum(axis=1), serial=int(serial), grown=int(grown))
+
+
+def memory_plan(
+    num_indices: int, num_partitions: int, seed: int, num_hashes: int, slots_per_index: float, serial_share: float
+) -> tuple[list[int], int, int]:
+    """Algorithm 1's seeds, h0 first, and the parallel and serial slots of each partition.
+
+    Raises: ValueError unless num_partitions is in [1, 65536], num_hashes >= 1, slots_per_index > 0, serial_share >= 0
     """
     _check(num_partitions)
     if num_hashes < 1 or slots_per_index <= 0 or serial_share < 0:
@@ -148,38 +149,29 @@ def hierarchical(
             "num_hashes must be at least 1, slots_per_index positive and serial_share not negative, got "
             f"{num_hashes}, {slots_per_index}, {serial_share}"
         )
-    slots = max(1, round(slots_per_index * len(index_N) / num_partitions))
-    seeds = np.array([mixed_seed(seed, level) for level in range(num_hashes + 1)], dtype=np.uint64)
-    order_N, count_P, serial, grown = _hierarchical(
-        index_N, num_partitions, seeds, slots, max(1, round(serial_share * slots))
-    )
-    return Grouping(order_N, count_P, serial=int(serial), grown=int(grown))
+    slots = max(1, round(slots_per_index * num_indices / num_partitions))
+    seeds = [mixed_seed(seed, level) for level in range(num_hashes + 1)]
+    return seeds, slots, max(1, round(serial_share * slots))
 
 
 def strawman(index_N: Integers, num_partitions: int, seed: int = 0, *, slots_per_index: float = 2.0) -> Grouping:
     """Group by Zen's Algorithm 3: one hash, the last write to a slot wins, the others are lost.
 
-    slots_per_index: slots of all partitions together over |I|; 1/a, where 1 - (1 - exp(-a)) / a is lost
+    slots_per_index: slots of all partitions together over |I|. With a = 1 / slots_per_index, 1 - (1 - exp(-a)) / a of
+                     the indices are lost
     """
     _check(num_partitions)
     slots = max(1, round(slots_per_index * len(index_N) / num_partitions))
-    order_N, count_P = _strawman(index_N, num_partitions, np.uint64(mixed_seed(seed)), slots)
-    return Grouping(order_N, count_P, lost=len(index_N) - len(order_N))
+    memory_PS = _strawman(index_N, num_partitions, np.uint64(mixed_seed(seed)), slots).reshape(num_partitions, slots)
+    taken_PS = memory_PS != -1
+    return Grouping(memory_PS[taken_PS], taken_PS.sum(axis=1), lost=len(index_N) - int(taken_PS.sum()))
 
 
-def expected_serial_share(num_hashes: int, slots_per_index: float) -> float:
-    """Share of the indices that Algorithm 1 puts in its serial region: 1 - x(1) r1/|I| where dx/dt = 1 - x^k."""
-    from scipy.integrate import solve_ivp
-
-    load = 1 / slots_per_index
-    solved = solve_ivp(lambda _, x: 1 - x**num_hashes, (0, load), [0.0], rtol=1e-10, atol=1e-12)
-    return float(1 - solved.y[0, -1] / load)
-
-
-def expected_strawman_loss(slots_per_index: float) -> float:
-    """Share of the indices that the strawman loses: 1 - (1 - exp(-a)) / a with a = |I| / slots."""
-    a = 1 / slots_per_index
-    return float(1 + np.expm1(-a) / a)
+def _parts(index_N: Integers, num_partitions: int, seed: int) -> NDArray[np.uint16]:
+    _check(num_partitions)
+    part_N = np.empty(len(index_N), dtype=np.uint16)
+    _partitions(index_N, num_partitions, np.uint64(mixed_seed(seed)), part_N)
+    return part_N
 
 
 def _check(num_partitions: int) -> None:
@@ -218,9 +210,7 @@ def _group(part_N, num_partitions):
     count_P = np.zeros(num_partitions, dtype=np.int64)
     for part in part_N:
         count_P[part] += 1
-    start_P = np.zeros(num_partitions, dtype=np.int64)
-    for part in range(1, num_partitions):
-        start_P[part] = start_P[part - 1] + count_P[part - 1]
+    start_P = np.cumsum(count_P) - count_P
     order_N = np.empty(len(part_N), dtype=np.int64)
     for i in range(len(part_N)):
         part = part_N[i]
@@ -235,9 +225,7 @@ def _tables(order, num_partitions, seed):
     count_P = np.zeros(num_partitions, dtype=np.int64)
     for i in range(len(order)):
         count_P[np.int64((_hash(i, seed) * parts) >> np.uint64(32))] += 1
-    start_P = np.zeros(num_partitions, dtype=np.int64)
-    for part in range(1, num_partitions):
-        start_P[part] = start_P[part - 1] + count_P[part - 1]
+    start_P = np.cumsum(count_P) - count_P
     for i in range(len(order)):
         part = np.int64((_hash(i, seed) * parts) >> np.uint64(32))
         order[start_P[part]] = i
@@ -247,8 +235,7 @@ def _tables(order, num_partitions, seed):
 
 @numba.njit(nogil=True, cache=True)
 def _hierarchical(index_N, num_partitions, seeds, slots, serial_slots):
-    parallel = np.full((num_partitions, slots), -1, dtype=np.int64)
-    serial = np.empty((num_partitions, serial_slots), dtype=np.int64)
+    memory = np.full((num_partitions, slots + serial_slots), -1, dtype=np.int64)  # parallel slots, then serial ones
     serial_count_P = np.zeros(num_partitions, dtype=np.int64)
     grown = 0
     for i in range(len(index_N)):
@@ -256,32 +243,19 @@ def _hierarchical(index_N, num_partitions, seeds, slots, serial_slots):
         placed = False
         for level in range(1, len(seeds)):
             slot = np.int64((_hash(index_N[i], seeds[level]) * np.uint64(slots)) >> np.uint64(32))
-            if parallel[part, slot] == -1:
-                parallel[part, slot] = i
+            if memory[part, slot] == -1:
+                memory[part, slot] = i
                 placed = True
                 break
         if not placed:
-            if serial_count_P[part] == serial.shape[1]:
-                larger = np.empty((num_partitions, 2 * serial.shape[1]), dtype=np.int64)
-                larger[:, : serial.shape[1]] = serial
-                serial = larger
+            if slots + serial_count_P[part] == memory.shape[1]:
+                larger = np.full((num_partitions, 2 * memory.shape[1] - slots), -1, dtype=np.int64)
+                larger[:, : memory.shape[1]] = memory
+                memory = larger
                 grown += 1
-            serial[part, serial_count_P[part]] = i
+            memory[part, slots + serial_count_P[part]] = i
             serial_count_P[part] += 1
-    order_N = np.empty(len(index_N), dtype=np.int64)
-    count_P = np.zeros(num_partitions, dtype=np.int64)
-    end = 0
-    for part in range(num_partitions):
-        start = end
-        for position in parallel[part]:
-            if position != -1:
-                order_N[end] = position
-                end += 1
-        for position in serial[part, : serial_count_P[part]]:
-            order_N[end] = position
-            end += 1
-        count_P[part] = end - start
-    return order_N, count_P, serial_count_P.sum(), grown
+    return memory, serial_count_P.sum(), grown
 
 
 @numba.njit(nogil=True, cache=True)
@@ -289,12 +263,4 @@ def _strawman(index_N, num_partitions, seed, slots):
     memory = np.full(num_partitions * slots, -1, dtype=np.int64)
     for i in range(len(index_N)):
         memory[np.int64((_hash(index_N[i], seed) * np.uint64(num_partitions * slots)) >> np.uint64(32))] = i
-    count_P = np.zeros(num_partitions, dtype=np.int64)
-    kept = np.empty(len(index_N), dtype=np.int64)
-    end = 0
-    for slot in range(len(memory)):
-        if memory[slot] != -1:
-            count_P[slot // slots] += 1
-            kept[end] = memory[slot]
-            end += 1
-    return kept[:end], count_P
+    return memory

@@ -1,4 +1,4 @@
-"""Sparse gradients of several workers in one .npz file, checked.
+"""Reads and checks an .npz file with the sparse gradients of several workers.
 
 Element form: `size` (elements of the dense tensor), and for each worker w `index_w` and optionally `value_w`.
 Row form:     `num_rows`, `row_width`, and for each worker w `row_w` and optionally `value_w` [rows listed, row_width].
@@ -21,10 +21,11 @@ from artifact.sparse_sync.tensors.sparse_tensor import SparseTensor, index_probl
 ELEMENT_FORM, ROW_FORM = ("size",), ("num_rows", "row_width")
 
 
-def read(path: str | Path, num_workers: int | None = None, seed: int = 0) -> list[SparseTensor]:
-    """The tensors of workers 0 to num_workers - 1; without `num_workers`, of all that are there.
+def read_gradients(path: str | Path, num_workers: int | None = None, seed: int = 0) -> list[SparseTensor]:
+    """The tensors of workers 0 to num_workers - 1; without `num_workers`, of all workers in the file.
 
-    Raises: ValueError naming the file, the worker and the position of what is wrong; FileNotFoundError
+    seed:   of the values of workers that have none in the file
+    Raises: ValueError naming the file, the worker and the position of an error; FileNotFoundError
     """
     if num_workers is not None and num_workers < 1:
         raise ValueError(f"--workers must be at least 1, got {num_workers}")

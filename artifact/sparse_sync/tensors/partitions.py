@@ -1,7 +1,7 @@
-"""Who aggregates what: a map from the units of a tensor to n servers, with positions inside each part.
+"""Which server sums which unit: a map from the units of a tensor to n parts, with positions inside each part.
 
-Every scheme of the parallelism kind (Zen, section 2) is the same exchange over another of these maps. A position is a
-unit's place in its part, which is what a bitmap over the part has a bit for.
+Every scheme of the parallelism kind (Zen, section 2) is the same exchange over one of these maps. The position of a
+unit in its part is the number of its bit in a bitmap over the part.
 
 Shape legend: N = units, P = partitions
 """
@@ -9,9 +9,10 @@ Shape legend: N = units, P = partitions
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, lru_cache
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 from artifact.sparse_sync.tensors import hashing
 from artifact.sparse_sync.tensors.bijection import Bijection
 from artifact.sparse_sync.tensors.formats import BLOCK_ELEMENTS
+from artifact.sparse_sync.tensors.sparse_tensor import SparseTensor, union
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Partition(ABC):
 
 @dataclass(frozen=True)
 class Contiguous(Partition):
-    """Stretches of ceil(num_units / n) units, as a sharded parameter server has them: skewed as the indices are."""
+    """Stretches of ceil(num_units / n) units, as in a sharded parameter server: as skewed as the indices."""
 
     @cached_property
     def _stride(self) -> int:
@@ -88,47 +90,42 @@ class Contiguous(Partition):
 
 
 @dataclass(frozen=True)
-class Modulo(Partition):
-    """Unit i to part i mod n: even on most supports, n-fold uneven on one with a stride of n."""
-
-    def part_of(self, index_N: Tensor) -> Tensor:
-        return index_N % self.num_parts
-
-    def part_size(self, part: int) -> int:
-        return (self.num_units - part + self.num_parts - 1) // self.num_parts
-
-    def position(self, part: int, index_N: Tensor) -> Tensor:
-        return index_N // self.num_parts
-
-    def index(self, part: int, position_N: Tensor) -> Tensor:
-        return position_N * self.num_parts + part
-
-
-@dataclass(frozen=True)
 class BlockCyclic(Partition):
     """Blocks of 256 units, block b to part b mod n: how OmniReduce's public code stripes them over its aggregators."""
 
+    block: ClassVar[int] = BLOCK_ELEMENTS
+
     def part_of(self, index_N: Tensor) -> Tensor:
-        return index_N // BLOCK_ELEMENTS % self.num_parts
+        return index_N // self.block % self.num_parts
 
     def part_size(self, part: int) -> int:
-        blocks, rest = divmod(self.num_units, BLOCK_ELEMENTS)
+        blocks, rest = divmod(self.num_units, self.block)
         last = rest if blocks % self.num_parts == part else 0
-        return (blocks - part + self.num_parts - 1) // self.num_parts * BLOCK_ELEMENTS + last
+        return (blocks - part + self.num_parts - 1) // self.num_parts * self.block + last
 
     def position(self, part: int, index_N: Tensor) -> Tensor:
-        return index_N // (BLOCK_ELEMENTS * self.num_parts) * BLOCK_ELEMENTS + index_N % BLOCK_ELEMENTS
+        return index_N // (self.block * self.num_parts) * self.block + index_N % self.block
 
     def index(self, part: int, position_N: Tensor) -> Tensor:
-        block_N = position_N // BLOCK_ELEMENTS * self.num_parts + part
-        return block_N * BLOCK_ELEMENTS + position_N % BLOCK_ELEMENTS
+        block_N = position_N // self.block * self.num_parts + part
+        return block_N * self.block + position_N % self.block
+
+
+@dataclass(frozen=True)
+class Modulo(BlockCyclic):
+    """Unit i to part i mod n: even on most supports, n-fold uneven on one with a stride of n."""
+
+    block: ClassVar[int] = 1
+
+    def part_of(self, index_N: Tensor) -> Tensor:
+        return index_N % self.num_parts  # without the division by 1
 
 
 @dataclass(frozen=True)
 class Hashed(Partition):
-    """By h0 (Zen, Algorithm 1), with the sorted list of every part's units as its Algorithm 2 has it.
+    """Parts by the hash h0 (Zen, Algorithm 1), with the sorted list of every part's units (Algorithm 2).
 
-    The lists together hold each unit once: 4 bytes a unit, or 8 from 2**31 units on.
+    All lists together hold each unit once: 4 bytes a unit, or 8 from 2**31 units on.
     """
 
     def part_of(self, index_N: Tensor) -> Tensor:
@@ -162,7 +159,7 @@ class Hashed(Partition):
 
 @dataclass(frozen=True)
 class Bijective(Contiguous):
-    """Stretches of a keyed permutation (`tensors.bijection`): balanced as a hash, and without tables."""
+    """Stretches of a keyed permutation (`tensors.bijection`): as balanced as a hash, and without tables."""
 
     @cached_property
     def _bijection(self) -> Bijection:
@@ -182,17 +179,28 @@ PARTITIONS: dict[str, Callable[..., Partition]] = {
     "contiguous": Contiguous,
     "modulo": Modulo,
     "block-cyclic": BlockCyclic,
-    "counting": Hashed,
+    "hashed": Hashed,
     "bijection": Bijective,
 }
+"""Kinds of partition by name."""
 
 
 @lru_cache(maxsize=32)
 def partition(kind: str, num_units: int, num_parts: int, seed: int = 0) -> Partition:
-    """The map of that kind; one object, so that its tables are made once.
+    """The partition of that kind. Equal arguments give the same object, so that its tables are made once.
 
-    Raises: ValueError unless `kind` is one of PARTITIONS
+    Raises: ValueError unless `kind` is one of PARTITIONS and both numbers are at least 1
     """
     if kind not in PARTITIONS:
         raise ValueError(f"a partition must be one of {', '.join(PARTITIONS)}, got {kind!r}")
     return PARTITIONS[kind](num_units, num_parts, seed)
+
+
+def push_imbalance(tensors: Sequence[SparseTensor], parts: Partition) -> float:
+    """max over workers i and servers j of n |I_i^j| / |I_i| (Zen, definition 8); 1 if all are empty."""
+    return max(hashing.imbalance(parts.count(tensor.index_N)) for tensor in tensors)
+
+
+def pull_imbalance(tensors: Sequence[SparseTensor], parts: Partition) -> float:
+    """max over servers j of n |I^j| / |I|, I the union of all workers' units (Zen, definition 8); 1 if it is empty."""
+    return hashing.imbalance(parts.count(union(tensors)))

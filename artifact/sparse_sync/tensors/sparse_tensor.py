@@ -85,6 +85,17 @@ class SparseTensor:
         return SparseTensor(self.index_N[first:last] - start, self.value_ND[first:last], stop - start)
 
 
+def union(tensors: Sequence[SparseTensor]) -> Tensor:
+    """Units that at least one of the tensors lists. [U], int64, sorted"""
+    num_units = tensors[0].num_units
+    if sum(tensor.num_indices for tensor in tensors) * 8 < num_units:
+        return torch.unique(torch.cat([tensor.index_N for tensor in tensors]))
+    listed = torch.zeros(num_units, dtype=torch.bool, device=tensors[0].index_N.device)
+    for tensor in tensors:
+        listed[tensor.index_N] = True
+    return listed.nonzero().reshape(-1)
+
+
 def sum_in_rank_order(parts: Sequence[Units], length: int) -> Units:
     """Sum of units that may be in several parts: ((first + second) + third) + ..., the same bits on every rank.
 
@@ -131,13 +142,6 @@ def in_order(index_N: Tensor, value_ND: Tensor, num_units: int) -> SparseTensor:
     return SparseTensor(index_N[order_N], value_ND[order_N], num_units)
 
 
-def from_dense(dense: Tensor) -> SparseTensor:
-    """Non-zero elements of a dense tensor of any shape, which is flattened."""
-    flat = dense.reshape(-1)
-    index_N = flat.nonzero().reshape(-1)
-    return SparseTensor(index_N, flat[index_N].reshape(-1, 1), flat.numel())
-
-
 def from_coo(gradient: Tensor) -> SparseTensor:
     """Rows of a `torch.sparse_coo` gradient with one sparse dimension, such as that of an embedding.
 
@@ -154,8 +158,12 @@ def from_coo(gradient: Tensor) -> SparseTensor:
 
 
 def as_sparse(gradient: Tensor) -> SparseTensor:
-    """Any gradient: the rows of a sparse one, the elements other than zero of a dense one."""
-    return from_coo(gradient) if gradient.layout == torch.sparse_coo else from_dense(gradient)
+    """Any gradient: the rows of a sparse one, or the non-zero elements of a dense one of any shape, flattened."""
+    if gradient.layout == torch.sparse_coo:
+        return from_coo(gradient)
+    flat = gradient.reshape(-1)
+    index_N = flat.nonzero().reshape(-1)
+    return SparseTensor(index_N, flat[index_N].reshape(-1, 1), flat.numel())
 
 
 def index_problem(index_N: Tensor, num_units: int) -> str | None:

@@ -12,7 +12,7 @@ from artifact.sparse_sync.tensors.sparse_tensor import SparseTensor
 
 @dataclass
 class TopK:
-    """Selects the largest elements of one worker's gradient; what is not sent is added to its next one.
+    """Selects the largest elements of one worker's gradient; the others are added to its next gradient.
 
     Source: DGC, as in Zen, section 3.5, but exact instead of by a sampled threshold, and without momentum correction
     Raises: ValueError if density is not in (0, 1]
@@ -20,14 +20,14 @@ class TopK:
 
     density: float
     residual: Tensor | None = None
-    """[size], what has not been sent yet."""
+    """[size], sum of the elements that have not been sent."""
 
     def __post_init__(self) -> None:
         if not 0 < self.density <= 1:
             raise ValueError(f"density must be in (0, 1], got {self.density}")
 
     def select(self, flat_gradient: Tensor) -> SparseTensor:
-        """Of gradient [size] plus residual, the k = max(1, round(density * size)) elements of largest magnitude."""
+        """The k = max(1, round(density * size)) elements of largest magnitude of gradient [size] plus residual."""
         total = flat_gradient.detach() + (0 if self.residual is None else self.residual)
         k = max(1, round(self.density * total.numel()))
         index_N = torch.topk(total.abs(), k, sorted=False).indices.sort().values

@@ -12,21 +12,20 @@ from torch import Tensor
 from artifact.sparse_sync.links.transport import Traffic, run_counted
 from artifact.sparse_sync.schemes import Scheme, scheme
 from artifact.sparse_sync.schemes.base import Result
-from artifact.sparse_sync.tensors import sparsity
-from artifact.sparse_sync.tensors.partitions import partition
+from artifact.sparse_sync.tensors.partitions import partition, pull_imbalance, push_imbalance
 from artifact.sparse_sync.tensors.sparse_tensor import SparseTensor
 
 STRETCH = 1 << 24
-"""Units that are compared at a time, so that a tensor of the paper's size fits."""
+"""Units that are compared at a time: bounds the memory for a tensor of the paper's size."""
 
 
 @dataclass(frozen=True)
-class Report:
+class SyncReport:
     """A scheme on one input. Bytes are payload only; `seconds` and the speed-up are of the busiest rank's link.
 
-    push_imbalance, pull_imbalance: Zen, definition 8, in the units of the scheme; None where nothing is shared out
-    exact: every rank holds the same bits, and they are the sum: in rank order to the last bit, or, where the scheme
-           adds in the order of its stages, within the rounding of that many additions
+    push_imbalance, pull_imbalance: Zen, definition 8, in the units of the scheme; None if it has no partition
+    exact: every rank holds the same bits, and they are the sum: bit for bit the one in rank order, or, if the scheme
+           adds in the order of its stages, within the rounding of one addition per worker
     """
 
     scheme: str
@@ -42,22 +41,28 @@ class Report:
     exact: bool
 
     def as_dict(self) -> dict[str, Any]:
-        """Names to plain values."""
+        """Field names to plain values."""
         return asdict(self)
 
 
-def report(name: str, tensors: Sequence[SparseTensor], *, bandwidth_gbps: float, seed: int = 0) -> Report:
-    """Run a scheme over one tensor a worker and check its sum on every rank.
+def synchronise(name: str, tensors: Sequence[SparseTensor], *, bandwidth_gbps: float, seed: int = 0) -> SyncReport:
+    """Run a scheme over one tensor per worker, count its bytes and check its sum on every rank.
 
-    Raises: ValueError for an unknown scheme, a bandwidth that is not positive, or tensors that differ in size
+    bandwidth_gbps: of a link, in 10^9 bits a second
+    seed:           of the hash
+    Raises:         ValueError for an unknown scheme, a bandwidth that is not positive, tensors that differ in size or
+                    that break the rules of `SparseTensor`
     """
     chosen = scheme(name)
-    results, traffic = run_counted(chosen, tensors, seed)
+    results, traffic = run_counted(chosen, [tensor.validate() for tensor in tensors], seed)
     units = [chosen.units(tensor) for tensor in tensors]
-    push, pull = imbalances(chosen, units, seed)
+    push = pull = None
+    if chosen.partition is not None:
+        parts = partition(chosen.partition, units[0].num_units, len(units), seed)
+        push, pull = push_imbalance(units, parts), pull_imbalance(units, parts)
     seconds = traffic.seconds(bandwidth_gbps)
     ring = ring_bytes(tensors[0], len(tensors)) * 8 / (bandwidth_gbps * 1e9)
-    return Report(
+    return SyncReport(
         scheme=name,
         label=chosen.label,
         workers=len(tensors),
@@ -73,7 +78,7 @@ def report(name: str, tensors: Sequence[SparseTensor], *, bandwidth_gbps: float,
 
 
 def traffic_of(name: str, tensors: Sequence[SparseTensor], seed: int = 0) -> Traffic:
-    """Only the bytes of a scheme."""
+    """Bytes that a scheme sends, without a check of its sum."""
     return run_counted(scheme(name), tensors, seed)[1]
 
 
@@ -82,29 +87,18 @@ def ring_bytes(tensor: SparseTensor, num_workers: int) -> int:
     return 2 * (num_workers - 1) * -(-tensor.size // num_workers) * tensor.value_ND.dtype.itemsize
 
 
-def imbalances(chosen: Scheme, units: Sequence[SparseTensor], seed: int) -> tuple[float | None, float | None]:
-    """Push and pull imbalance of a scheme that shares out units; None for others."""
-    if chosen.partition is None:
-        return None, None
-    parts = partition(chosen.partition, units[0].num_units, len(units), seed)
-    return sparsity.push_imbalance(units, parts), sparsity.pull_imbalance(units, parts)
-
-
 def is_exact(chosen: Scheme, units: Sequence[SparseTensor], results: Sequence[Result]) -> bool:
-    """Whether every rank has the same bits, and they are the sum (see `Report.exact`)."""
+    """Whether every rank has the same bits, and they are the sum (see `SyncReport.exact`)."""
     first = results[0]()
     for result in results[1:]:
         other = result()
         if not (torch.equal(first.index_N, other.index_N) and torch.equal(first.value_ND, other.value_ND)):
             return False
     rounding = 0.0 if chosen.in_rank_order else len(units) * torch.finfo(first.value_ND.dtype).eps
+    stretches = [(start, min(start + STRETCH, first.num_units)) for start in range(0, first.num_units, STRETCH)]
     return all(
-        _is_sum(
-            [each.slice(start, min(start + STRETCH, first.num_units)) for each in units],
-            first.slice(start, min(start + STRETCH, first.num_units)).to_dense(),
-            rounding,
-        )
-        for start in range(0, first.num_units, STRETCH)
+        _is_sum([tensor.slice(*stretch) for tensor in units], first.slice(*stretch).to_dense(), rounding)
+        for stretch in stretches
     )
 
 
@@ -112,11 +106,11 @@ def _is_sum(units: Sequence[SparseTensor], found: Tensor, rounding: float) -> bo
     """Whether `found` is the rank-ordered sum, or, with a `rounding`, within that share of the sum of magnitudes."""
     dtype = torch.float64 if rounding else found.dtype
     expected, magnitude = torch.zeros_like(found, dtype=dtype), torch.zeros_like(found, dtype=dtype)
-    for each in units:
-        value_ND = each.value_ND.to(dtype)
-        expected.index_add_(0, each.index_N, value_ND)
+    for tensor in units:
+        value_ND = tensor.value_ND.to(dtype)
+        expected.index_add_(0, tensor.index_N, value_ND)
         if rounding:
-            magnitude.index_add_(0, each.index_N, value_ND.abs())
+            magnitude.index_add_(0, tensor.index_N, value_ND.abs())
     if not rounding:
         return torch.equal(found, expected)
     return bool(((found.to(dtype) - expected).abs() <= rounding * magnitude).all())
