@@ -26,7 +26,7 @@ from reference import Tree
 from artifact import sweep
 from artifact.prefix_cache.index.cache import PrefixCache
 from artifact.prefix_cache.index.eviction import FlopAware, Lru
-from artifact.prefix_cache.index.fidelity import ARTIFACT, CORRECTED
+from artifact.prefix_cache.index.fidelity import CORRECTED, PUBLISHED
 from artifact.prefix_cache.serving.ssd import implementation, ssd, ssd_step
 from artifact.prefix_cache.simulation import GB, MARCONI, SGLANG, VLLM, operations, replay
 from artifact.prefix_cache.spec import MARCONI_7B
@@ -59,7 +59,7 @@ def replay_speed() -> pd.DataFrame:
         for inp, out in requests:
             oracle.request(inp, out)
         plain = time.perf_counter() - began
-        for name, fidelity in (("artifact", ARTIFACT), ("corrected", CORRECTED)):
+        for name, fidelity in (("published", PUBLISHED), ("corrected", CORRECTED)):
             best, _ = seconds_to_run(trace, eviction, 3 * GB, fidelity)
             rows.append((str(eviction), name, len(trace) / best, plain / best))
     return pd.DataFrame(rows, columns=["eviction", "fidelity", "requests_per_s", "times_plain_python"])
@@ -164,7 +164,7 @@ def second_tier() -> pd.DataFrame:
 if __name__ == "__main__":
     quick = "--quick" in sys.argv
     for eviction in (Lru(), FlopAware(1.0)):  # compile, or load what was compiled before
-        seconds_to_run(scaling(100), eviction, GB, ARTIFACT)
+        seconds_to_run(scaling(100), eviction, GB, PUBLISHED)
         seconds_to_run(scaling(100), eviction, GB, CORRECTED)
     for title, table in (
         ("Replay of ShareGPT at 3 GB", replay_speed()),

@@ -75,7 +75,7 @@ def replay(
     ] = 5,
     fidelity: Annotated[
         str,
-        typer.Option(help="corrected, or artifact (the published simulator); +B3 and -B3 switch one correction"),
+        typer.Option(help="corrected, or published (the authors' simulator); +B3 and -B3 switch one correction"),
     ] = "corrected",
     spec: Annotated[str, typer.Option(help=f"the model: {', '.join(PRESETS)}")] = "marconi-7b",
     placement: Placements = "branch",
@@ -83,34 +83,39 @@ def replay(
     as_json: AsJson = False,
 ) -> None:
     """Run a trace through a cache and print what it saves."""
-    from artifact.prefix_cache.index.admission import parse_placement
-    from artifact.prefix_cache.index.fidelity import Fidelity
+    from artifact.prefix_cache.index.admission import parse_checkpoint_policy
+    from artifact.prefix_cache.index.fidelity import Fidelity, fidelity_label
     from artifact.prefix_cache.presets import preset
-    from artifact.prefix_cache.simulation import GB, SYSTEMS
+    from artifact.prefix_cache.simulation import GB, SIMULATED_SYSTEMS
     from artifact.prefix_cache.simulation import replay as replay_trace
-    from artifact.prefix_cache.workloads.importers import load
+    from artifact.prefix_cache.workloads.importers import load_trace
 
-    if system not in SYSTEMS:
-        raise ValueError(f"--system must be one of {', '.join(SYSTEMS)}, got {system!r}")
+    if system not in SIMULATED_SYSTEMS:
+        raise ValueError(f"--system must be one of {', '.join(SIMULATED_SYSTEMS)}, got {system!r}")
     needed_by = None if system in ("none", "infinite") else system
     capacity = _bytes("--capacity-gb", capacity_gb, GB, needed_by=needed_by)
     host_capacity = _bytes("--host-capacity-gb", host_capacity_gb, GB)
-    chosen, corrections, placed = preset(spec), Fidelity.parse(fidelity), parse_placement(placement)
+    chosen, corrections, placed = preset(spec), Fidelity.parse(fidelity), parse_checkpoint_policy(placement)
     options: dict[str, Any] = {} if sessions_per_s is None else {"sessions_per_s": sessions_per_s}
-    loaded = load(trace, **options)
+    loaded = load_trace(trace, **options)
     result = replay_trace(
         loaded,
         chosen,
-        system=SYSTEMS[system],
+        system=SIMULATED_SYSTEMS[system],
         capacity_bytes=capacity,
         host_capacity_bytes=host_capacity,
         alpha=alpha,
         block_size=block_size,
         bootstrap_multiplier=bootstrap_multiplier,
         fidelity=corrections,
-        placement=placed,
+        checkpoints=placed,
     )
-    settings = {"trace": loaded.name, "spec": chosen.name, "fidelity": fidelity, "capacity_gb": capacity_gb}
+    settings = {
+        "trace": loaded.name,
+        "spec": chosen.name,
+        "fidelity": fidelity_label(fidelity),
+        "capacity_gb": capacity_gb,
+    }
     if host_capacity_gb is not None:
         settings["host_capacity_gb"] = host_capacity_gb
     _print({**settings, **result.summary()}, as_json)
@@ -137,13 +142,13 @@ def serve_trace(
     as_json: AsJson = False,
 ) -> None:
     """Serve a trace by a real model and its cache; time each request, and a prefill of it without a cache."""
-    from artifact.prefix_cache.index.admission import parse_placement
-    from artifact.prefix_cache.serving.hybrid_models import build
+    from artifact.prefix_cache.index.admission import parse_checkpoint_policy
+    from artifact.prefix_cache.serving.hybrid_models import build_model
     from artifact.prefix_cache.serving.trace_server import MB, System, per_request, serve, summary
-    from artifact.prefix_cache.simulation import SYSTEMS
-    from artifact.prefix_cache.workloads.importers import load
+    from artifact.prefix_cache.simulation import SIMULATED_SYSTEMS
+    from artifact.prefix_cache.workloads.importers import load_trace
 
-    served = {name: label for name, label in SYSTEMS.items() if name not in ("none", "infinite")}
+    served = {name: label for name, label in SIMULATED_SYSTEMS.items() if name not in ("none", "infinite")}
     if system not in served:
         raise ValueError(f"--system must be one of {', '.join(served)}, got {system!r}")
     capacity = _bytes("--capacity-mb", capacity_mb, MB, needed_by=system)
@@ -155,12 +160,12 @@ def serve_trace(
         raise ValueError(f"--save must be a file to write, got {save!r}")
     if requests is not None and requests < 1:
         raise ValueError(f"--requests must be positive, got {requests}")
-    chosen = System(served[system], capacity, host_capacity, alpha, block_size, parse_placement(placement))
+    chosen = System(served[system], capacity, host_capacity, alpha, block_size, parse_checkpoint_policy(placement))
     options: dict[str, Any] = {} if sessions_per_s is None else {"sessions_per_s": sessions_per_s}
-    loaded = load(trace, **options)
+    loaded = load_trace(trace, **options)
     if requests is not None:
         loaded = loaded.head(requests)
-    built = build(model, device=device, seed=seed)
+    built = build_model(model, device=device, seed=seed)
     engine = chosen.engine(built, debug=debug)
     restored = False
     if restore is not None:
@@ -198,12 +203,12 @@ def conformance(
 ) -> None:
     """Hold prefills resumed from a model's states against cold ones; exit status 1 if they differ."""
     from artifact.prefix_cache.serving import resume_cases as suite
-    from artifact.prefix_cache.serving.hybrid_models import build
+    from artifact.prefix_cache.serving.hybrid_models import build_model
     from artifact.prefix_cache.serving.model_states import DoesNotResume, ModelStates
 
     _check_device(device)
     _check_seed(seed)
-    built = build(model, device=device, seed=seed)
+    built = build_model(model, device=device, seed=seed)
     try:
         states = ModelStates(built)
     except DoesNotResume as error:

@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from artifact.prefix_cache.index.admission import EVERY_STATE, bytes_needed
-from artifact.prefix_cache.index.cache import PrefixCache, Rules, State, look_up, remove, store, used_bytes
+from artifact.prefix_cache.index.cache import CacheContents, PrefixCache, Rules, look_up, remove, store, used_bytes
 from artifact.prefix_cache.index.eviction import FlopAware
 from artifact.prefix_cache.index.fidelity import CORRECTED
 from artifact.prefix_cache.index.radix_tree import ALLOCATED, match
 from artifact.prefix_cache.spec import HybridSpec
-from artifact.prefix_cache.workloads.traces import Tokens, Trace
+from artifact.prefix_cache.workloads.traces import RequestTrace, Tokens
 
 NEVER = np.iinfo(np.int64).max
 
@@ -27,7 +27,7 @@ NEVER = np.iinfo(np.int64).max
 class Future:
     """When a prefix is looked up next: all inputs in lexicographic order, so that a prefix is a range of them."""
 
-    def __init__(self, trace: Trace) -> None:
+    def __init__(self, trace: RequestTrace) -> None:
         self._inputs = [trace.input(i) for i in range(len(trace))]
         keys = [tokens.astype(">u4").tobytes() for tokens in self._inputs]
         self._order: NDArray[np.int64] = np.array(sorted(range(len(trace)), key=keys.__getitem__), np.int64)
@@ -54,7 +54,7 @@ class Future:
         return best, min(whole, entered)
 
 
-def replay_clairvoyant(trace: Trace, spec: HybridSpec, *, capacity_bytes: int) -> NDArray[np.int64]:
+def replay_clairvoyant(trace: RequestTrace, spec: HybridSpec, *, capacity_bytes: int) -> NDArray[np.int64]:
     """Reused tokens of each request under the heuristic. [requests]"""
     cache = PrefixCache(spec, capacity_bytes=capacity_bytes, eviction=FlopAware(0.0), fidelity=CORRECTED)
     rules, uses = cache.rules(), Uses(Future(trace))
@@ -105,14 +105,14 @@ def _make_room(cache: PrefixCache, rules: Rules, sequence: Tokens, uses: Uses, n
     while True:
         tree = cache.state.tree
         found = match(tree, sequence, True)
-        states = len(cache.wanted(found.reused, found.raw, len(sequence)))
-        need = bytes_needed(rules.costs, states, len(sequence), found.raw)
+        states = len(cache.checkpoint_depths(found.resumable_tokens, found.matched_tokens, len(sequence)))
+        need = bytes_needed(rules.costs, states, len(sequence), found.matched_tokens)
         if used_bytes(tree, rules.costs) + need <= cache.capacity_bytes:
             return
         nodes = tree.nodes[: tree.counts[ALLOCATED]]
         leaf = nodes["num_children"] == 0
         may_go = (nodes["parent"] >= 0) & (leaf | ((nodes["num_children"] == 1) & (spec.checkpoint_bytes > 0)))
-        may_go[[found.deepest, found.last]] = False
+        may_go[[found.deepest, found.last_visited]] = False
         candidates = np.flatnonzero(may_go)
         if candidates.size == 0:
             return
@@ -121,7 +121,7 @@ def _make_room(cache: PrefixCache, rules: Rules, sequence: Tokens, uses: Uses, n
         victim = int(candidates[np.argmin(worth)])
         uses.forget(victim)
         state, _ = remove(cache.state, rules, victim)
-        cache.state = State(*state)
+        cache.state = CacheContents(*state)
 
 
 def _prefix(cache: PrefixCache, node: int) -> Tokens:

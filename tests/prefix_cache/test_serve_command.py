@@ -80,7 +80,7 @@ def test_a_saved_cache_is_gone_on_from_and_a_cut_one_is_told(run, trace, tmp_pat
         (("synthetic-chat", "--capacity-mb", 1, "--system", "none"), "--system must be one of marconi, sglang+, vllm+"),
         (("synthetic-chat", "--capacity-mb", 1, "--model", "gpt-2"), "model must be one of"),
         (("synthetic-chat", "--capacity-mb", 1, "--requests", 0), "--requests must be positive, got 0"),
-        (("synthetic-chat", "--capacity-mb", 1, "--placement", "middle"), "placement must be branch, end"),
+        (("synthetic-chat", "--capacity-mb", 1, "--placement", "middle"), "checkpoints must be branch, end"),
         (("synthetic-chat", "--capacity-mb", 1, "--alpha", -1), "alpha must be finite and not negative"),
         (("synthetic-chat", "--capacity-mb", 1, "--alpha", "inf"), "alpha must be finite and not negative, got inf"),
         (("synthetic-chat", "--capacity-mb", "inf"), "--capacity-mb must be from 1 byte to 10^18 bytes, got inf"),

@@ -422,7 +422,7 @@ class BlockCache:
         return int(self._one(LOOKUP, tokens))
 
     def insert(self, tokens: Sequence[int] | Tokens, *, available: Sequence[int] = ()) -> None:
-        """Keep every block of a served sequence; the caller has the checkpoint of each (`wanted`)."""
+        """Keep every block of a served sequence; the caller has the checkpoint of each (`checkpoint_depths`)."""
         self._one(1 - LOOKUP, tokens)
 
     def find(self, tokens: Tokens) -> Match:
@@ -431,10 +431,11 @@ class BlockCache:
         node = int(path[-1]) if len(path) else ROOT
         return Match(node, int(reused), int(reused), node, node)
 
-    def wanted(self, reused: int, raw: int, num_tokens: int) -> list[int]:
+    def checkpoint_depths(self, resumable_tokens: int, matched_tokens: int, num_tokens: int) -> list[int]:
         """Depths at which a sequence leaves a checkpoint, given its match: every block's end and its own."""
         size = self.block_size
-        return [*range((reused // size + 1) * size, num_tokens, size), *([num_tokens] if num_tokens > reused else [])]
+        depths = [*range((resumable_tokens // size + 1) * size, num_tokens, size)]
+        return [*depths, num_tokens] if num_tokens > resumable_tokens else depths
 
     def pin(self, node: int, change: int = 1) -> None:
         """Keep a block from being evicted (-1 takes one pin back)."""

@@ -15,11 +15,11 @@ from numba import njit
 from artifact.prefix_cache.index.admission import (
     EVERY_STATE,
     AtBranch,
-    Placement,
-    Rule,
+    CheckpointPolicy,
+    CheckpointRule,
     bytes_needed,
+    checkpoint_depths,
     num_states_published,
-    wanted_states,
 )
 from artifact.prefix_cache.index.eviction import (
     NOW,
@@ -72,8 +72,8 @@ from artifact.prefix_cache.workloads.traces import Tokens, checked_tokens
 LOOKUP, INSERT = 0, 1
 
 
-class State(NamedTuple):
-    """A cache's contents."""
+class CacheContents(NamedTuple):
+    """The tree of cached prefixes and the order in which its nodes may be evicted."""
 
     tree: Tree
     order: Order
@@ -87,10 +87,10 @@ class Rules(NamedTuple):
     lru: bool
     alpha: float
     capacity_bytes: int
-    placement: Rule
+    checkpoints: CheckpointRule
 
 
-def release_all(state: State, rules: Rules) -> None:
+def release_all(state: CacheContents, rules: Rules) -> None:
     """Take back every pin: nobody holds a node of these contents."""
     state.order.pins[:] = 0
     for node in range(1, int(state.tree.counts[ALLOCATED])):
@@ -112,7 +112,7 @@ def _touch_match(state, rules, found):
             touch(order, found.deepest)
             refresh(tree, order, found.deepest, rules.costs, rules.fixes, False)
         return
-    _touch_path(state, rules, found.last)
+    _touch_path(state, rules, found.last_visited)
 
 
 @njit(cache=True)
@@ -130,7 +130,7 @@ def look_up(state, rules, tokens):
     state.order.clock[NOW] += 1
     found = match(state.tree, tokens, rules.fixes.true_prefix)
     _touch_match(state, rules, found)
-    return found.reused
+    return found.resumable_tokens
 
 
 @njit(cache=True)
@@ -149,7 +149,7 @@ def remove(state, rules, victim):
     else:
         freed = costs.checkpoint_bytes
         tree = _merge(tree, order, rules, victim)
-    return State(tree, order), freed
+    return CacheContents(tree, order), freed
 
 
 @njit(cache=True)
@@ -199,18 +199,20 @@ def _set_pins(state, rules, found, change):
     tree, order = state
     order.pins[found.deepest] += change
     refresh(tree, order, found.deepest, rules.costs, rules.fixes, rules.lru)
-    if found.last != found.deepest:
-        order.pins[found.last] += change
-        refresh(tree, order, found.last, rules.costs, rules.fixes, rules.lru)
+    if found.last_visited != found.deepest:
+        order.pins[found.last_visited] += change
+        refresh(tree, order, found.last_visited, rules.costs, rules.fixes, rules.lru)
 
 
 @njit(cache=True)
 def _bytes_needed(state, rules, num_tokens, found, computed_from, available):
     """Bytes that caching a sequence adds, given its match."""
     if not rules.fixes.pin_path:
-        return bytes_needed(rules.costs, num_states_published(found), num_tokens, found.raw)
-    wanted = wanted_states(rules.placement, found.reused, found.raw, num_tokens, computed_from, available)
-    return bytes_needed(rules.costs, len(wanted), num_tokens, found.raw)
+        return bytes_needed(rules.costs, num_states_published(found), num_tokens, found.matched_tokens)
+    wanted = checkpoint_depths(
+        rules.checkpoints, found.resumable_tokens, found.matched_tokens, num_tokens, computed_from, available
+    )
+    return bytes_needed(rules.costs, len(wanted), num_tokens, found.matched_tokens)
 
 
 @njit(cache=True)
@@ -221,7 +223,7 @@ def _evict_until_room(state, rules, tokens, found, available):
     their tokens pass down the path. Only if nothing else is left are the pins given up. What others have pinned
     stays: then there may be no room.
     """
-    computed_from = found.reused if rules.fixes.true_prefix else 0
+    computed_from = found.resumable_tokens if rules.fixes.true_prefix else 0
     while True:
         need = _bytes_needed(state, rules, len(tokens), found, computed_from, available)
         if used_bytes(state.tree, rules.costs) + need <= rules.capacity_bytes:
@@ -260,17 +262,19 @@ def _graft(state, rules, tokens, computed_from, available):
     tree, order = state
     costs, fixes, lru = rules.costs, rules.fixes, rules.lru
     found = match(tree, tokens, True)
-    wanted = wanted_states(rules.placement, found.reused, found.raw, len(tokens), computed_from, available)
+    wanted = checkpoint_depths(
+        rules.checkpoints, found.resumable_tokens, found.matched_tokens, len(tokens), computed_from, available
+    )
     tree = with_room_for_nodes(tree, 1 + len(wanted))
     tree = with_room_for_tokens(tree, len(tokens))
     order = with_capacity(order, len(tree.nodes))
-    state = State(tree, order)
-    parent, done = found.whole, found.raw
-    if found.last != found.whole:
-        parent = _cut(state, rules, found.last, found.raw)
+    state = CacheContents(tree, order)
+    parent, done = found.last_full, found.matched_tokens
+    if found.last_visited != found.last_full:
+        parent = _cut(state, rules, found.last_visited, found.matched_tokens)
     path_end = parent
     for depth in wanted:
-        if depth <= found.raw:
+        if depth <= found.matched_tokens:
             node = _cut(state, rules, path_end, depth)
             give_state(tree, node)
             refresh(tree, order, node, costs, fixes, lru)
@@ -295,7 +299,7 @@ def store(state, rules, tokens, available):
     found = match(state.tree, tokens, rules.fixes.true_prefix)
     _touch_match(state, rules, found)
     costs, fixes, capacity = rules.costs, rules.fixes, rules.capacity_bytes
-    computed_from = found.reused if fixes.true_prefix else 0
+    computed_from = found.resumable_tokens if fixes.true_prefix else 0
     if fixes.refuse_oversized:
         nothing = Match(ROOT, 0, 0, ROOT, ROOT)
         if _bytes_needed(state, rules, len(tokens), nothing, computed_from, available) > capacity:
@@ -362,9 +366,10 @@ class PrefixCache:
     spec:           the model's byte and FLOP costs
     capacity_bytes: KV and checkpoints together never take more (fidelity `corrected`)
     eviction:       Lru() is SGLang+, FlopAware(alpha) is Marconi with a fixed alpha, Tuned() is Marconi
-    fidelity:       CORRECTED, or ARTIFACT for the published simulator's behaviour
-    placement:      which checkpoints a request leaves; AtBranch() is Marconi's (and that of SGLang+ in the paper)
-    Raises:         ValueError for a capacity that is not positive, another placement than the published simulator's
+    fidelity:       CORRECTED, or PUBLISHED for the published simulator's behaviour
+    checkpoints:    which checkpoints a request leaves; AtBranch() is Marconi's (and that of SGLang+ in the paper)
+    Raises:         ValueError for a capacity that is not positive, or for other checkpoints than AtBranch() together
+                    with a defect of the published simulator
     """
 
     row_dtype = NODE
@@ -376,16 +381,16 @@ class PrefixCache:
         capacity_bytes: int,
         eviction: Lru | FlopAware | Tuned = Tuned(),  # noqa: B008 (frozen)
         fidelity: Fidelity = CORRECTED,
-        placement: Placement = AtBranch(),  # noqa: B008 (frozen)
+        checkpoints: CheckpointPolicy = AtBranch(),  # noqa: B008 (frozen)
     ) -> None:
         if not capacity_bytes > 0:
             raise ValueError(f"capacity_bytes must be positive, got {capacity_bytes}")
-        if placement != AtBranch() and not all(fidelity.fixes()):
-            raise ValueError(f"placement must be AtBranch() with the published simulator's defects, got {placement}")
-        self.spec, self.eviction, self.fidelity, self.placement = spec, eviction, fidelity, placement
+        if checkpoints != AtBranch() and not all(fidelity.fixes()):
+            raise ValueError(f"checkpoints must be AtBranch() with a published defect, got {checkpoints}")
+        self.spec, self.eviction, self.fidelity, self.checkpoints = spec, eviction, fidelity, checkpoints
         self.capacity_bytes = int(capacity_bytes)
         self.alpha = eviction.alpha if isinstance(eviction, FlopAware) else 0.0
-        self.state = State(empty_tree(), empty_order())
+        self.state = CacheContents(empty_tree(), empty_order())
         self.requests = 0
         self.first_eviction_request: int | None = None
         self.peak_bytes = 0
@@ -396,7 +401,7 @@ class PrefixCache:
         return int(self._one(LOOKUP, tokens))
 
     def insert(self, tokens: Sequence[int] | Tokens, *, available: Sequence[int] = ()) -> None:
-        """Keep the states of a served sequence: its KV, and the checkpoints that `placement` asks for.
+        """Keep the states of a served sequence: its KV, and the checkpoints that the policy names.
 
         available: depths at which the caller has a checkpoint, the last token's among them; all if empty
         """
@@ -406,9 +411,11 @@ class PrefixCache:
         """How far `tokens` are in the tree, without refreshing anything."""
         return match(self.state.tree, tokens, self.fidelity.true_prefix)
 
-    def wanted(self, reused: int, raw: int, num_tokens: int) -> list[int]:
-        """Depths at which `placement` asks for a checkpoint of a sequence, given its match."""
-        return wanted_states(self.placement.rule(), reused, raw, num_tokens, reused, EVERY_STATE).tolist()
+    def checkpoint_depths(self, resumable_tokens: int, matched_tokens: int, num_tokens: int) -> list[int]:
+        """Depths at which a sequence leaves a checkpoint, given its match."""
+        return checkpoint_depths(
+            self.checkpoints.rule(), resumable_tokens, matched_tokens, num_tokens, resumable_tokens, EVERY_STATE
+        ).tolist()
 
     def pin(self, node: int, change: int = 1) -> None:
         """Keep a node from being evicted (-1 takes one pin back)."""
@@ -455,7 +462,7 @@ class PrefixCache:
         """What the compiled cache decides by, with the present alpha or another."""
         chosen = self.alpha if alpha is None else alpha
         lru = isinstance(self.eviction, Lru)
-        fixes, rule = self.fidelity.fixes(), self.placement.rule()
+        fixes, rule = self.fidelity.fixes(), self.checkpoints.rule()
         return Rules(self.spec.costs(), fixes, lru, float(chosen), self.capacity_bytes, rule)
 
     def run(self, operations: Operations, available: Any = EVERY_STATE) -> tuple[np.ndarray, np.ndarray]:
@@ -486,7 +493,7 @@ class PrefixCache:
         """Have the next insertion, of a sequence of `num_tokens`, write down how it changes the tree."""
         tree = self.state.tree
         # a node goes with one event and may merge another; a state that is added takes a cut or a leaf, and itself
-        room = 2 * int(tree.counts[LIVE_NODES]) + 2 * (num_tokens // self.placement.rule().stride + 3)
+        room = 2 * int(tree.counts[LIVE_NODES]) + 2 * (num_tokens // self.checkpoints.rule().stride + 3)
         tree.counts[EVENTS] = 0
         self.state = self.state._replace(tree=tree._replace(events=np.zeros((room, 4), np.int64)))
 
@@ -520,7 +527,7 @@ class PrefixCache:
         """Contents as `to_arrays` gave them, of a cache with the same rules. Nothing is pinned; what was is free."""
         columns = {name: arrays[f"tree.{name}"] for name in Tree._fields if name != "events"}
         tree = Tree(**columns, events=np.zeros((0, 4), np.int64))
-        self.state = State(tree, Order(*(arrays[f"order.{name}"] for name in Order._fields)))
+        self.state = CacheContents(tree, Order(*(arrays[f"order.{name}"] for name in Order._fields)))
         self.requests, self.peak_bytes = values["requests"], values["peak_bytes"]
         self.first_eviction_request = values["first_eviction_request"]
         if self._tuner is not None:

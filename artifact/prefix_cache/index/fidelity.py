@@ -53,13 +53,15 @@ class Fidelity:
 
     @staticmethod
     def parse(text: str) -> Fidelity:
-        """`artifact` or `corrected`, then any of `+B3` and `-B3`: "artifact+B1", "corrected-B7".
+        """`published` or `corrected`, then any of `+B3` and `-B3`: "published+B1", "corrected-B7".
+
+        `artifact` is another spelling of `published`.
 
         Raises: ValueError naming what is not known.
         """
-        head, *changes = text.replace("-", "\n-").replace("+", "\n+").split("\n")
-        if head not in ("artifact", "corrected"):
-            raise ValueError(f"fidelity must start with artifact or corrected, got {text!r}")
+        head, *changes = fidelity_label(text).replace("-", "\n-").replace("+", "\n+").split("\n")
+        if head not in ("published", "corrected"):
+            raise ValueError(f"fidelity must start with published or corrected, got {text!r}")
         values = dict.fromkeys(CORRECTIONS.values(), head == "corrected")
         for change in changes:
             if change[1:] not in CORRECTIONS:
@@ -68,8 +70,13 @@ class Fidelity:
         return Fidelity(**values)
 
 
+def fidelity_label(text: str) -> str:
+    """The text of a fidelity as tables and reports store it: `artifact`, an older spelling, becomes `published`."""
+    return "published" + text.removeprefix("artifact") if text.startswith("artifact") else text
+
+
 CORRECTIONS = {f"B{number}": field.name for number, field in enumerate(fields(Fidelity), start=1)}
 """Correction by its number."""
 
-ARTIFACT = Fidelity.parse("artifact")
+PUBLISHED = Fidelity.parse("published")
 CORRECTED = Fidelity()

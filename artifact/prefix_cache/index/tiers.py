@@ -116,7 +116,7 @@ class TieredCache:
         checked = checked_tokens(tokens, "tokens")
         reused = self.device.index.lookup(checked)
         hit = self._pinned(self.device, checked)
-        if self.host is not None and self.host.index.find(checked).reused > reused:
+        if self.host is not None and self.host.index.find(checked).resumable_tokens > reused:
             self.release(hit)
             self.host.index.lookup(checked)
             hit = self._promoted(self._pinned(self.host, checked), checked)
@@ -160,7 +160,7 @@ class TieredCache:
         if found.deepest == ROOT:
             return Hit(0, 0, None, ROOT)
         tier.index.pin(found.deepest)
-        return Hit(int(found.reused), 0, tier, int(found.deepest))
+        return Hit(int(found.resumable_tokens), 0, tier, int(found.deepest))
 
     def _promoted(self, hit: Hit, tokens: Tokens) -> Hit:
         """The hit in the first tier; as it is if there is no room for it."""

@@ -20,7 +20,7 @@ from artifact.prefix_cache.index.fidelity import Fidelity
 from artifact.prefix_cache.index.radix_tree import copy_tree, empty_tree
 
 if TYPE_CHECKING:
-    from artifact.prefix_cache.index.cache import Operations, PrefixCache, State
+    from artifact.prefix_cache.index.cache import CacheContents, Operations, PrefixCache
 
 LAST_REQUESTS = 500
 
@@ -32,18 +32,18 @@ class Tuner:
         self.eviction, self.robust = eviction, fidelity.robust_tuner
         self.done = False
         self.scores: dict[float, float] = {}
-        self._snapshot: State | None = None
+        self._snapshot: CacheContents | None = None
         self._due: int | None = None
         self._window: list[Operations] = []
 
     def start(self, cache: PrefixCache) -> None:
         """The cache has just evicted for the first time."""
-        from artifact.prefix_cache.index.cache import State, release_all
+        from artifact.prefix_cache.index.cache import CacheContents, release_all
 
         seen = cache.requests
         self._due = self.eviction.bootstrap_multiplier * seen + (seen if self.robust else 0)
         if self.robust:
-            self._snapshot = State(copy_tree(cache.state.tree), copy_order(cache.state.order))
+            self._snapshot = CacheContents(copy_tree(cache.state.tree), copy_order(cache.state.order))
             release_all(self._snapshot, cache.rules())
             self._window.clear()
 
@@ -84,12 +84,12 @@ class Tuner:
         self._snapshot = None
 
     def _score(self, cache: PrefixCache, alpha: float) -> float:
-        from artifact.prefix_cache.index.cache import LOOKUP, State, run
+        from artifact.prefix_cache.index.cache import LOOKUP, CacheContents, run
 
         if self._snapshot is None:
-            state = State(empty_tree(), empty_order())
+            state = CacheContents(empty_tree(), empty_order())
         else:
-            state = State(copy_tree(self._snapshot.tree), copy_order(self._snapshot.order))
+            state = CacheContents(copy_tree(self._snapshot.tree), copy_order(self._snapshot.order))
         hits: list[Any] = []
         for operations in self._window:
             count = len(operations.kind)

@@ -212,8 +212,8 @@ class HybridEngine:
             return
         sequence = np.concatenate((request.tokens, new))
         # as if one more token followed that is not in the tree: the branch-off point may be right after these
-        raw = int(self.cache.index.find(sequence).raw)
-        stops = self.cache.index.wanted(request.hit_tokens, raw, len(sequence) + 1)[:-1]
+        matched = int(self.cache.index.find(sequence).matched_tokens)
+        stops = self.cache.index.checkpoint_depths(request.hit_tokens, matched, len(sequence) + 1)[:-1]
         request.checkpoints = {depth: request.checkpoints[depth] for depth in stops if depth in request.checkpoints}
         for stop in stops:
             self._run(request, sequence[len(request.tokens) : stop])

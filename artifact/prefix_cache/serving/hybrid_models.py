@@ -28,7 +28,7 @@ SSM, ATTENTION, MLP, CONVOLUTION, BOTH = "linear_attention", "full_attention", "
 
 
 @dataclass(frozen=True)
-class Preset:
+class ModelConfig:
     """A configuration class of `transformers` with its arguments."""
 
     config_class: str
@@ -60,8 +60,8 @@ _WIDTH = {"hidden_size": 64, "intermediate_size": 128}
 _DELTA_NET = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16}
 _GRANITE = {"position_embedding_type": "rope", "num_local_experts": 0, "num_experts_per_tok": 0}
 
-PRESETS = {
-    "nemotron-h-tiny": Preset(
+MODEL_CONFIGS = {
+    "nemotron-h-tiny": ModelConfig(
         "NemotronHConfig",
         _TINY
         | _WIDTH
@@ -75,7 +75,7 @@ PRESETS = {
             "chunk_size": 32,
         },
     ),
-    "granite-tiny": Preset(
+    "granite-tiny": ModelConfig(
         "GraniteMoeHybridConfig",
         _TINY
         | _GRANITE
@@ -87,13 +87,13 @@ PRESETS = {
             "attention_multiplier": 0.25,
         },
     ),
-    "falcon-h1-tiny": Preset(
+    "falcon-h1-tiny": ModelConfig(
         "FalconH1Config",
         _TINY
         | _mamba2(64, heads=8, state=16, groups=1, chunk=32)
         | {"num_hidden_layers": 4, "intermediate_size": 128, "mamba_d_ssm": 128},
     ),
-    "qwen3-next-tiny": Preset(
+    "qwen3-next-tiny": ModelConfig(
         "Qwen3NextConfig",
         _TINY
         | _WIDTH
@@ -107,7 +107,7 @@ PRESETS = {
             "num_experts": 0,
         },
     ),
-    "olmo-hybrid-tiny": Preset(
+    "olmo-hybrid-tiny": ModelConfig(
         "OlmoHybridConfig",
         _TINY
         | _WIDTH
@@ -119,7 +119,7 @@ PRESETS = {
             "linear_num_value_heads": 2,
         },
     ),
-    "lfm2-tiny": Preset(
+    "lfm2-tiny": ModelConfig(
         "Lfm2Config",
         _TINY
         | _WIDTH
@@ -129,7 +129,7 @@ PRESETS = {
             "block_multiple_of": 32,
         },
     ),
-    "zamba2-tiny": Preset(
+    "zamba2-tiny": ModelConfig(
         "Zamba2Config",
         _TINY
         | _WIDTH
@@ -145,20 +145,20 @@ PRESETS = {
             "adapter_rank": 8,
         },
     ),
-    "bamba-tiny": Preset(
+    "bamba-tiny": ModelConfig(
         "BambaConfig",
         _TINY
         | _mamba2(64, heads=8, state=16, groups=1, chunk=32)
         | {"num_hidden_layers": 5, "intermediate_size": 128, "attn_layer_indices": [2]},
     ),
-    "jamba-tiny": Preset(
+    "jamba-tiny": ModelConfig(
         "JambaConfig",
         _TINY
         | _WIDTH
         | {"num_hidden_layers": 5, "attn_layer_period": 5, "attn_layer_offset": 2, "num_experts": 1}
         | {"num_experts_per_tok": 1, "mamba_d_state": 8, "mamba_dt_rank": 4},
     ),
-    "granite-small": Preset(
+    "granite-small": ModelConfig(
         "GraniteMoeHybridConfig",
         _TINY
         | _GRANITE
@@ -173,13 +173,15 @@ PRESETS = {
         },
     ),
 }
-TINY = tuple(name for name in PRESETS if name.endswith("-tiny"))
+TINY = tuple(name for name in MODEL_CONFIGS if name.endswith("-tiny"))
 
 
-def build(model: str, *, device: str | None = None, dtype: torch.dtype | None = None, seed: int = 0) -> PreTrainedModel:
+def build_model(
+    model: str, *, device: str | None = None, dtype: torch.dtype | None = None, seed: int = 0
+) -> PreTrainedModel:
     """A model in evaluation mode: a preset with random weights of that seed, or a checkpoint's weights.
 
-    model:  a name of PRESETS, a folder with a checkpoint, or an id of the Hugging Face hub
+    model:  a name of MODEL_CONFIGS, a folder with a checkpoint, or an id of the Hugging Face hub
     device: `hardware.detect().device` if None
     dtype:  float32 on a CPU and bfloat16 on CUDA if None
     Raises: ValueError if there is no such model, or it cannot be loaded
@@ -189,7 +191,7 @@ def build(model: str, *, device: str | None = None, dtype: torch.dtype | None = 
         raise ValueError(f"device cuda must be there, got none: {hardware.detect().reason}")
     if dtype is None:
         dtype = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
-    built = _random(model, seed) if model in PRESETS else _pretrained(model, dtype)
+    built = _random(model, seed) if model in MODEL_CONFIGS else _pretrained(model, dtype)
     return built.to(device=device, dtype=dtype).eval().requires_grad_(False)
 
 
@@ -197,7 +199,7 @@ def _random(name: str, seed: int) -> PreTrainedModel:
     """The same weights on every device: drawn on the CPU in float32."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(PRESETS[name].config(), dtype=torch.float32)
+        model = AutoModelForCausalLM.from_config(MODEL_CONFIGS[name].config(), dtype=torch.float32)
         for parameter_name, parameter in model.named_parameters():
             _redraw(parameter_name, parameter.data)
     model.config.name_or_path = name
@@ -220,7 +222,7 @@ def _redraw(name: str, parameter: torch.Tensor) -> None:
 def _pretrained(model: str, dtype: torch.dtype) -> PreTrainedModel:
     is_id = model.count("/") == 1 and not model.startswith((".", "/", "~"))
     if not model or not (is_id or os.path.isdir(model)):
-        names = ", ".join(PRESETS)
+        names = ", ".join(MODEL_CONFIGS)
         raise ValueError(f"model must be one of {names}, a checkpoint's folder or an id of the hub, got {model!r}")
     try:
         loaded, told = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, output_loading_info=True)

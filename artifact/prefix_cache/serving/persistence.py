@@ -127,7 +127,7 @@ def _rules(tier: Tier) -> dict[str, Any]:
     """What must be the same for a saved index to go on."""
     index = tier.index
     kind = {"index": type(index).__name__, "capacity_bytes": index.capacity_bytes, "costs": list(index.spec.costs())}
-    policy = {name: getattr(index, name, None) for name in ("eviction", "placement")}
+    policy = {"eviction": getattr(index, "eviction", None), "placement": getattr(index, "checkpoints", None)}
     named = {key: [type(value).__name__, asdict(value)] for key, value in policy.items() if value is not None}
     return json.loads(json.dumps({**kind, **named, "block_size": getattr(index, "block_size", None)}))
 

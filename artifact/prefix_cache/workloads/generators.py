@@ -10,9 +10,9 @@ import numpy as np
 
 from artifact.prefix_cache.workloads.traces import (
     Request,
+    RequestTrace,
     Session,
     Tokens,
-    Trace,
     chat_trace,
     collapsed_trace,
     from_requests,
@@ -40,7 +40,7 @@ def chat(
     mean_model_tokens: float = 115.0,
     header_tokens: int = 6,
     seed: int = 0,
-) -> Trace:
+) -> RequestTrace:
     """Conversations with their whole history, as long as ShareGPT's; all start with the same few header tokens."""
     rng = np.random.default_rng(seed)
     header = _tokens(rng, header_tokens)
@@ -65,7 +65,7 @@ def few_shot(
     output_tokens: int = 15,
     zipf: float = 1.1,
     seed: int = 0,
-) -> Trace:
+) -> RequestTrace:
     """Questions behind the examples of their task, tasks by Zipf's law: reuse is of purely shared inputs."""
     rng = np.random.default_rng(seed)
     prompts = [_tokens(rng, length) for length in _lengths(rng, prompt_tokens, num_tasks)]
@@ -93,7 +93,7 @@ def agent(
     mean_action_tokens: float = 120.0,
     collapse_after: int | None = None,
     seed: int = 0,
-) -> Trace:
+) -> RequestTrace:
     """Tool loops behind one system prompt, with long observations; the history may collapse (see `collapsed_trace`)."""
     rng = np.random.default_rng(seed)
     system = _tokens(rng, system_tokens)
@@ -116,7 +116,7 @@ def agent(
     )
 
 
-def scaling(num_requests: int, *, shared_tokens: int = 16, own_tokens: int = 16, seed: int = 0) -> Trace:
+def scaling(num_requests: int, *, shared_tokens: int = 16, own_tokens: int = 16, seed: int = 0) -> RequestTrace:
     """Many short requests over a growing number of shared prefixes, for measuring the cost of a request.
 
     Request i takes the prefix of a random group of about sqrt(num_requests) and tokens of its own, so that the
@@ -131,7 +131,7 @@ def scaling(num_requests: int, *, shared_tokens: int = 16, own_tokens: int = 16,
     rows[:, shared_tokens:] = rng.integers(VOCABULARY, size=(num_requests, own_tokens), dtype=np.int32)
     numbers = np.arange(num_requests, dtype=np.int64)
     ones = np.ones(num_requests, np.int64)
-    return Trace(
+    return RequestTrace(
         "synthetic-scaling",
         rows.ravel(),
         numbers * width,

@@ -23,9 +23,9 @@ from artifact.prefix_cache.workloads.trace_file import read_jsonl
 from artifact.prefix_cache.workloads.traces import (
     MAX_TOKEN,
     Integers,
+    RequestTrace,
     Session,
     Tokens,
-    Trace,
     chat_trace,
     collapsed_trace,
     truncated,
@@ -45,7 +45,7 @@ class Tokenizer(Protocol):
 
 def sharegpt(
     path: str | Path | None = None, *, sessions_per_s: float = 1.0, limit_sessions: int | None = None
-) -> Trace:
+) -> RequestTrace:
     """The paper's ShareGPT workload: 100 conversations of 20 messages or more (1,238 requests)."""
     sessions = []
     for tokens, is_model, spaces in _segments(path or datasets.path("sharegpt"), limit_sessions):
@@ -63,7 +63,7 @@ def swe_agent(
     max_input_tokens: int = MAX_INPUT_TOKENS,
     limit_sessions: int | None = None,
     seed: int = 42,
-) -> Trace:
+) -> RequestTrace:
     """Trajectories of a coding agent on SWE-bench Verified, a request before each message of the model.
 
     response_time_s: mean of the Poisson number of seconds that a tool takes, drawn in one stream over all
@@ -90,7 +90,7 @@ def swe_agent(
 
 def mooncake(
     which: str = "conversation", path: str | Path | None = None, *, limit_requests: int | None = None
-) -> Trace:
+) -> RequestTrace:
     """Mooncake's traces (FAST 2025): hashes of 512-token blocks, so prefixes are known to 512 tokens.
 
     Raises: ValueError unless `which` is conversation or synthetic
@@ -119,7 +119,7 @@ def block_hash_trace(
     block_size: int,
     session: Sequence[int] | None = None,
     turn: Sequence[int] | None = None,
-) -> Trace:
+) -> RequestTrace:
     """A trace of block hashes: each hash stands for `block_size` tokens of its own.
 
     Input beyond the hashed blocks and all outputs are tokens that never recur, as nothing is known of them: reuse
@@ -142,7 +142,7 @@ def block_hash_trace(
         unique += rest
     inputs, outputs = np.array(input_lengths, np.int64), np.array(output_lengths, np.int64)
     count = len(inputs)
-    return Trace(
+    return RequestTrace(
         name,
         np.concatenate(pieces),
         np.cumsum(inputs + outputs) - (inputs + outputs),
@@ -160,7 +160,7 @@ def claude_code(
     sessions_per_s: float = 1.0,
     max_input_tokens: int = MAX_INPUT_TOKENS,
     limit_sessions: int | None = None,
-) -> Trace:
+) -> RequestTrace:
     """Sessions of a code assistant: hashes of 64-token blocks, as runs of [first id, number of blocks].
 
     A session counts up to its first input above `max_input_tokens`, if it has two requests by then; requests of
@@ -203,7 +203,7 @@ def sgd(
     min_system_turns: int = 10,
     with_schemas: bool = False,
     tokenizer: Tokenizer | None = None,
-) -> Trace:
+) -> RequestTrace:
     """Task dialogues (Schema-Guided Dialogue), tokenised message by message; user types 90 words a minute.
 
     with_schemas: each dialogue starts with the schemas of its services, a prompt that dialogues share
@@ -297,7 +297,7 @@ TRACE_NAMES = tuple(IMPORTERS)
 FALLBACK = {"sharegpt": "synthetic-chat", "sgd": "synthetic-chat", "sgd-schemas": "synthetic-few-shot"}
 
 
-def load(source: str | Path, *, fallback: bool = False, **options: Any) -> Trace:
+def load_trace(source: str | Path, *, fallback: bool = False, **options: Any) -> RequestTrace:
     """A trace by its name in the registry, or a file of JSON lines.
 
     options:  of the importer, such as sessions_per_s or limit_sessions; a file takes none
@@ -321,9 +321,9 @@ def load(source: str | Path, *, fallback: bool = False, **options: Any) -> Trace
         return replace(_import(FALLBACK.get(name, "synthetic-agent"), known), name=f"synthetic-{name}")
 
 
-def _import(name: str, options: dict[str, Any]) -> Trace:
+def _import(name: str, options: dict[str, Any]) -> RequestTrace:
     try:
-        trace: Trace = IMPORTERS[name](**options)
+        trace: RequestTrace = IMPORTERS[name](**options)
     except TypeError as error:
         if "unexpected keyword" in str(error):
             raise ValueError(f"trace {name} does not take {', '.join(options)}: {error}") from None

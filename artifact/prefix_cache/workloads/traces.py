@@ -30,7 +30,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Trace:
+class RequestTrace:
     """Requests sorted by arrival.
 
     tokens:        [pool], int32
@@ -72,11 +72,11 @@ class Trace:
         """Output of one request."""
         return self.sequence(request)[self.input_length[request] :]
 
-    def head(self, num_requests: int) -> Trace:
+    def head(self, num_requests: int) -> RequestTrace:
         """The first requests alone (same pool)."""
         return self.select(np.arange(min(num_requests, len(self))))
 
-    def select(self, requests: NDArray[np.intp] | NDArray[np.bool_]) -> Trace:
+    def select(self, requests: NDArray[np.intp] | NDArray[np.bool_]) -> RequestTrace:
         """Some of the requests, in the order given (same pool)."""
         return replace(
             self,
@@ -89,7 +89,7 @@ class Trace:
         )
 
 
-def from_requests(name: str, requests: Iterable[Request]) -> Trace:
+def from_requests(name: str, requests: Iterable[Request]) -> RequestTrace:
     """A trace from whole requests, sorted by arrival (stable), each with tokens of its own in the pool.
 
     Raises: ValueError for a token outside [0, 2**31) or an empty input.
@@ -103,7 +103,7 @@ def from_requests(name: str, requests: Iterable[Request]) -> Trace:
             pieces.append(checked_tokens(part, f"{name}: session {request.session} turn {request.turn}"))
     lengths = np.array([len(piece) for piece in pieces], dtype=np.int64).reshape(-1, 2)
     sizes = lengths.sum(axis=1)
-    return Trace(
+    return RequestTrace(
         name=name,
         tokens=np.concatenate(pieces) if pieces else np.empty(0, np.int32),
         start=np.cumsum(sizes) - sizes,
@@ -154,7 +154,7 @@ def truncated(session: Session, max_turns: int) -> Session:
     return Session(session.messages[:end], session.from_model[:end], session.pause_s[:end])
 
 
-def chat_trace(name: str, sessions: Sequence[Session], *, sessions_per_s: float, max_input_tokens: int) -> Trace:
+def chat_trace(name: str, sessions: Sequence[Session], *, sessions_per_s: float, max_input_tokens: int) -> RequestTrace:
     """Sessions with full history: session i starts at i / rate, each turn comes after the user's pause.
 
     The arrival model of Marconi's evaluation: starts are evenly spaced, not Poisson, and the model answers at
@@ -189,7 +189,7 @@ def chat_trace(name: str, sessions: Sequence[Session], *, sessions_per_s: float,
         np.array(column, dtype=np.int64)[order] for column in (starts, inputs, outputs, numbers, turns)
     )
     arrival_s = np.array(arrivals, dtype=np.float64)[order]
-    return Trace(name, np.concatenate(pool), first, inputs_, outputs_, sessions_, turns_, arrival_s)
+    return RequestTrace(name, np.concatenate(pool), first, inputs_, outputs_, sessions_, turns_, arrival_s)
 
 
 def collapsed_trace(
@@ -199,7 +199,7 @@ def collapsed_trace(
     sessions_per_s: float,
     max_input_tokens: int,
     collapse_after: int,
-) -> Trace:
+) -> RequestTrace:
     """As `chat_trace`, for agents that forget old observations (Marconi's SWE-bench workload).
 
     Once `collapse_after` rounds (messages to the model, its answer) are complete, each new turn first drops the

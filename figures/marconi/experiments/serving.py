@@ -14,15 +14,15 @@ import pandas as pd
 import torch
 from transformers import PreTrainedModel
 
-from artifact.prefix_cache.index.admission import parse_placement
+from artifact.prefix_cache.index.admission import parse_checkpoint_policy
 from artifact.prefix_cache.serving.engine import HybridEngine
-from artifact.prefix_cache.serving.hybrid_models import build
+from artifact.prefix_cache.serving.hybrid_models import build_model
 from artifact.prefix_cache.serving.model_states import ModelStates
 from artifact.prefix_cache.serving.resume_cases import conformance as conformance_cases
 from artifact.prefix_cache.serving.resume_cases import summary as conformance_summary
 from artifact.prefix_cache.serving.trace_server import MB, System, serve, summary
 from artifact.prefix_cache.simulation import MARCONI, SGLANG, VLLM
-from artifact.prefix_cache.workloads.traces import Trace
+from artifact.prefix_cache.workloads.traces import RequestTrace
 from figures.marconi.experiments.simulation import trace_of
 
 
@@ -30,7 +30,7 @@ from figures.marconi.experiments.simulation import trace_of
 def model_of(name: str, device: str | None = None) -> PreTrainedModel:
     """The model with random weights of seed 0, built once; one thread on a CPU, as sums depend on their number."""
     torch.set_num_threads(1)
-    return build(name, device=device)
+    return build_model(name, device=device)
 
 
 def conformance(*, models: Sequence[str], device: str | None = None) -> pd.DataFrame:
@@ -109,7 +109,7 @@ def resume(
     return pd.DataFrame(rows)
 
 
-def served_trace(source: str, requests: int, **trace_options: Any) -> Trace:
+def served_trace(source: str, requests: int, **trace_options: Any) -> RequestTrace:
     """The first requests of a trace."""
     return trace_of(source, **trace_options).head(requests)
 
@@ -143,7 +143,7 @@ def ttft(
     return pd.concat(tables, ignore_index=True)
 
 
-def _served(trace: Trace, real: PreTrainedModel, system: System, engine: HybridEngine) -> dict[str, Any]:
+def _served(trace: RequestTrace, real: PreTrainedModel, system: System, engine: HybridEngine) -> dict[str, Any]:
     table = serve(trace, {system.label: engine})
     sums = summary(table, system.label, engine, system.simulated_hits(trace, real))
     dropped = ("scan", "resumed", "held_bytes", "logit_tolerance")
@@ -224,7 +224,9 @@ def placements(
     rows = []
     for capacity_mb in capacities_mb:
         for placement in placements:
-            system = System(MARCONI, round(capacity_mb * MB), alpha=alpha, placement=parse_placement(placement))
+            system = System(
+                MARCONI, round(capacity_mb * MB), alpha=alpha, checkpoints=parse_checkpoint_policy(placement)
+            )
             engine = system.engine(real)
             row = {"trace": trace.name, "model": model, "capacity_mb": float(capacity_mb), "placement": placement}
             sums = _served(trace, real, system, engine)

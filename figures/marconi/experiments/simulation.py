@@ -12,7 +12,7 @@ from artifact import sweep
 from artifact.prefix_cache.index.block_cache import BlockCache
 from artifact.prefix_cache.index.cache import PrefixCache
 from artifact.prefix_cache.index.eviction import NOW, FlopAware, Lru
-from artifact.prefix_cache.index.fidelity import CORRECTED, CORRECTIONS, Fidelity
+from artifact.prefix_cache.index.fidelity import CORRECTED, CORRECTIONS, Fidelity, fidelity_label
 from artifact.prefix_cache.index.radix_tree import DEAD, ROOT
 from artifact.prefix_cache.presets import PRESETS, preset
 from artifact.prefix_cache.simulation import (
@@ -24,8 +24,8 @@ from artifact.prefix_cache.simulation import (
     request_table,
 )
 from artifact.prefix_cache.spec import MAMBA_7B, MARCONI_7B, TRANSFORMER_7B, HybridSpec
-from artifact.prefix_cache.workloads.importers import load
-from artifact.prefix_cache.workloads.traces import Trace
+from artifact.prefix_cache.workloads.importers import load_trace
+from artifact.prefix_cache.workloads.traces import RequestTrace
 from figures.marconi.clairvoyant import replay_clairvoyant
 from figures.marconi.latency import p95_ms, ttft_ms
 
@@ -34,11 +34,11 @@ ALPHAS = [step / 10 for step in range(21)]
 
 
 @cache
-def _trace(source: str, options: tuple[tuple[str, Any], ...]) -> Trace:
-    return load(source, fallback=True, **dict(options))
+def _trace(source: str, options: tuple[tuple[str, Any], ...]) -> RequestTrace:
+    return load_trace(source, fallback=True, **dict(options))
 
 
-def trace_of(source: str, **options: Any) -> Trace:
+def trace_of(source: str, **options: Any) -> RequestTrace:
     """The trace by its registry name; the project's own synthetic one, named so, where the data is not at hand."""
     return _trace(source, tuple(sorted(options.items())))
 
@@ -95,7 +95,7 @@ def policies(
         "layers": f"({model.num_ssm_layers}, {model.num_attention_layers})",
         "d_state": model.d_state,
         "capacity_gb": float(capacity_gb),
-        "fidelity": fidelity,
+        "fidelity": fidelity_label(fidelity),
         "block_size": block_size,
     }
     rows = []
@@ -151,7 +151,14 @@ def static_alphas(
                 alpha=alpha,
                 fidelity=Fidelity.parse(fidelity),
             )
-            rows.append({"trace": trace.name, "capacity_gb": float(capacity_gb), "fidelity": fidelity, **_row(result)})
+            rows.append(
+                {
+                    "trace": trace.name,
+                    "capacity_gb": float(capacity_gb),
+                    "fidelity": fidelity_label(fidelity),
+                    **_row(result),
+                }
+            )
     return pd.DataFrame(rows)
 
 
@@ -229,7 +236,7 @@ def block_reuse(
     capacity_gb: float,
     block_size: int,
     spec: str = "marconi-7b",
-    fidelity: str = "artifact",
+    fidelity: str = "published",
     **options: Any,
 ) -> pd.DataFrame:
     """Share of the blocks admitted by vLLM+ whose KV, and whose state, is reused at all (figure 3a). One row."""
@@ -248,7 +255,7 @@ def block_reuse(
                 "trace": trace.name,
                 "capacity_gb": float(capacity_gb),
                 "block_size": block_size,
-                "fidelity": fidelity,
+                "fidelity": fidelity_label(fidelity),
                 "blocks": admitted,
                 "kv_reused_pct": 100 * kv / admitted,
                 "state_reused_pct": 100 * state / admitted,
@@ -280,7 +287,7 @@ def requests(
         table = request_table(result, trace)
         table.insert(0, "trace", trace.name)
         table.insert(1, "capacity_gb", float(capacity_gb))
-        table["fidelity"] = fidelity
+        table["fidelity"] = fidelity_label(fidelity)
         table["ttft_ms"] = ttft_ms(table["input_tokens"].to_numpy() - table["hit_tokens"].to_numpy())
         table["flops_saved"] = [float(model.prefill_flops(int(hit))) for hit in result.hit_tokens]
         tables.append(table)
@@ -289,9 +296,9 @@ def requests(
 
 def correction_labels() -> dict[str, str]:
     """The fidelities of the ablation with what each stands for: none, each alone, all but each, all."""
-    alone = {f"artifact+{name}": f"{name} alone" for name in CORRECTIONS}
+    alone = {f"published+{name}": f"{name} alone" for name in CORRECTIONS}
     without = {f"corrected-{name}": f"all but {name}" for name in CORRECTIONS}
-    return {"artifact": "none (as published)", **alone, **without, "corrected": "all"}
+    return {"published": "none (as published)", **alone, **without, "corrected": "all"}
 
 
 def nodes(

@@ -96,18 +96,18 @@ def _wins(table: pd.DataFrame, fidelity: str) -> np.ndarray:
 
 def hit_rate_over_vllm(table: pd.DataFrame) -> float:
     """Mean over configurations of Marconi's token hit rate over vLLM+'s."""
-    rates = _sweep(table, "token_hit_rate_pct", "artifact")
+    rates = _sweep(table, "token_hit_rate_pct", "published")
     return float((rates[MARCONI] / rates[VLLM]).mean())
 
 
 def p95_win_over_sglang(table: pd.DataFrame) -> float:
     """95th percentile over configurations of the win over SGLang+ in %."""
-    return float(np.percentile(_wins(table, "artifact"), 95))
+    return float(np.percentile(_wins(table, "published"), 95))
 
 
 def worst_win_over_sglang(table: pd.DataFrame) -> float:
     """The worst configuration's win over SGLang+ in %, as published."""
-    return float(_wins(table, "artifact").min())
+    return float(_wins(table, "published").min())
 
 
 def worst_win_over_sglang_corrected(table: pd.DataFrame) -> float:
@@ -116,7 +116,7 @@ def worst_win_over_sglang_corrected(table: pd.DataFrame) -> float:
 
 
 def _ttft(table: pd.DataFrame, against: str) -> tuple[pd.Series, pd.Series]:
-    times = _sweep(table, "ttft_p95_ms", "artifact")
+    times = _sweep(table, "ttft_p95_ms", "published")
     return times[against] - times[MARCONI], times[VANILLA]
 
 
@@ -193,7 +193,7 @@ def win_growth_with_rate(table: pd.DataFrame) -> float:
 
 def _layers(table: pd.DataFrame, varied: str, values: list[Any]) -> pd.DataFrame:
     """Token hit rates on ShareGPT as published, by value and system; NaN where there are none."""
-    rows = table[(table["trace"] == "sharegpt") & (table["varied"] == varied) & (table["fidelity"] == "artifact")]
+    rows = table[(table["trace"] == "sharegpt") & (table["varied"] == varied) & (table["fidelity"] == "published")]
     wide = rows.pivot(index=varied, columns="system", values="token_hit_rate_pct")
     return wide.reindex(index=values, columns=[VLLM, SGLANG, MARCONI])
 

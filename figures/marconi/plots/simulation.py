@@ -194,7 +194,7 @@ def _paper_sweep(table: pd.DataFrame, value: str, fidelity: str) -> pd.DataFrame
 def plot_token_hit_rate(table: pd.DataFrame) -> Figure:
     """Token hit rate over all configurations, vLLM+ and Marconi, as published and corrected (figure 7)."""
     figure, axes = subplots(1, 2, height_in=2.4, sharey=True)
-    for ax, fidelity in zip(axes, ("artifact", "corrected"), strict=True):
+    for ax, fidelity in zip(axes, ("published", "corrected"), strict=True):
         rates = _paper_sweep(table, "token_hit_rate_pct", fidelity)
         systems = ["vLLM+", "SGLang+", "Marconi"]
         _spread(ax, {s: rates[s].to_numpy() for s in systems}, [SYSTEM_COLORS[s] for s in systems])
@@ -208,7 +208,7 @@ def plot_win_over_sglang(table: pd.DataFrame) -> Figure:
     """Marconi's token hit rate over SGLang+'s, all configurations (figure 8)."""
     figure, ax = subplots(width_in=COLUMN_WIDTH_IN, height_in=2.4)
     wins = {}
-    for fidelity in ("artifact", "corrected"):
+    for fidelity in ("published", "corrected"):
         rates = _paper_sweep(table, "token_hit_rate_pct", fidelity)
         wins[fidelity] = (100 * (rates["Marconi"] / rates["SGLang+"] - 1)).to_numpy()
     _spread(ax, wins, [CYCLE[0], CYCLE[4]])
@@ -221,7 +221,7 @@ def plot_win_over_sglang(table: pd.DataFrame) -> Figure:
 def plot_ttft(table: pd.DataFrame) -> Figure:
     """Distribution over configurations of the P95 time to first token, relative to no cache (figure 9)."""
     figure, axes = subplots(1, 2, height_in=2.4, sharey=True)
-    for ax, fidelity in zip(axes, ("artifact", "corrected"), strict=True):
+    for ax, fidelity in zip(axes, ("published", "corrected"), strict=True):
         times = _paper_sweep(table, "ttft_p95_ms", fidelity)
         for system in ("vLLM+", "SGLang+", "Marconi"):
             relative = np.sort((times[system] / times["Vanilla"]).to_numpy())
@@ -321,7 +321,7 @@ def plot_corrections(table: pd.DataFrame) -> Figure:
     figure, axes = subplots(1, 2, height_in=3.6, sharey=True)
     place = np.arange(len(labels))[::-1].astype(float)
     index = ["system", "sessions_per_s", "capacity_gb"]
-    published = table[table["fidelity"] == "artifact"].set_index(index)["token_hit_rate_pct"]
+    published = table[table["fidelity"] == "published"].set_index(index)["token_hit_rate_pct"]
     values = table.join(published.rename("published_pct"), on=index)
     values["change"] = values["token_hit_rate_pct"] - values["published_pct"]
     values["over_gb"] = (values["peak_gb"] - values["capacity_gb"]).clip(lower=0)
