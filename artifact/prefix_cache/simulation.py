@@ -10,11 +10,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from artifact.prefix_cache.index.admission import AtBranch, CheckpointPolicy
+from artifact.prefix_cache.index.base import INSERT, LOOKUP, Index, Operations
 from artifact.prefix_cache.index.block_cache import BlockCache
-from artifact.prefix_cache.index.cache import INSERT, LOOKUP, Operations, PrefixCache
+from artifact.prefix_cache.index.cache import PrefixCache
 from artifact.prefix_cache.index.eviction import FlopAware, Lru, Tuned
 from artifact.prefix_cache.index.fidelity import CORRECTED, Fidelity
-from artifact.prefix_cache.index.tiers import Index, TieredCache
+from artifact.prefix_cache.index.tiers import TieredCache
 from artifact.prefix_cache.spec import HybridSpec
 from artifact.prefix_cache.workloads.traces import RequestTrace
 

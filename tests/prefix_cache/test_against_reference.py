@@ -86,7 +86,7 @@ def test_blocks_equal_the_published_baseline(random_requests, block):
 
 def brute_force(cache, alpha):
     """The victim by a scan of all nodes, from the tree's rows alone."""
-    nodes, order = cache.state.tree.nodes, cache.state.order
+    nodes, order = cache.contents.tree.nodes, cache.contents.order
     stack, preorder = [ROOT], []
     while stack:
         node = stack.pop()
@@ -127,9 +127,9 @@ def test_the_search_finds_the_victim_of_a_scan_of_all_nodes(seed, alpha, capacit
         known.append(sequence)
         cache.lookup(sequence[: rng.integers(1, len(sequence) + 1)])
         cache.insert(sequence)
-        cache.state.order.clock[NOW] += 1
-        assert least_useful(*cache.state, alpha) == brute_force(cache, alpha)
-        live = [n for n in range(1, cache.state.tree.counts[0]) if cache.state.tree.nodes[n]["parent"] != DEAD]
+        cache.contents.order.clock[NOW] += 1
+        assert least_useful(*cache.contents, alpha) == brute_force(cache, alpha)
+        live = [n for n in range(1, cache.contents.tree.counts[0]) if cache.contents.tree.nodes[n]["parent"] != DEAD]
         assert len(live) == cache.num_checkpoints
 
 

@@ -77,7 +77,7 @@ def test_counters_and_links_agree_with_the_tree(random_requests, eviction, fidel
         for inp, out in random_requests(seed):
             cache.lookup(inp)
             cache.insert(inp + out)
-            tree, order = cache.state
+            tree, order = cache.contents
             live = [n for n in range(1, tree.counts[0]) if tree.nodes[n]["parent"] != DEAD]
             assert len(live) == cache.num_checkpoints
             assert sum(int(tree.nodes[n]["length"]) for n in live) == tree.counts[LIVE_TOKENS]

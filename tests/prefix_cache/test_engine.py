@@ -198,7 +198,7 @@ def test_requests_in_flight_keep_what_they_use_and_find_what_others_left(model, 
         assert largest_difference(engine, request.tokens, request.logits) <= 1e-5
     engine.finish(two)
     engine.abort(one)
-    assert not engine.cache.index.state.order.pins.any()
+    assert not engine.cache.index.contents.order.pins.any()
     assert two.open is one.open is False
 
 
@@ -217,7 +217,7 @@ def test_a_failed_request_leaves_nothing_behind(model):
     engine.finish(engine.prefill(np.arange(20)))
     with pytest.raises(RuntimeError, match="client is gone"), engine.prefill(np.arange(25)):
         raise RuntimeError("client is gone")
-    assert depths(engine) == {20} and not engine.cache.index.state.order.pins.any()
+    assert depths(engine) == {20} and not engine.cache.index.contents.order.pins.any()
 
 
 def test_a_prefill_that_fails_holds_nothing(model, monkeypatch):
@@ -230,7 +230,7 @@ def test_a_prefill_that_fails_holds_nothing(model, monkeypatch):
     with monkeypatch.context() as patched, pytest.raises(torch.OutOfMemoryError):
         patched.setattr(engine.states, "run", fail)
         engine.prefill(np.arange(25))
-    assert not engine.cache.index.state.order.pins.any()
+    assert not engine.cache.index.contents.order.pins.any()
     assert engine.prefill(np.arange(25)).hit_tokens == 20
 
 

@@ -72,7 +72,7 @@ def test_ten_thousand_random_operations(tmp_path):
     memories = [tier.store.memory for tier in engine.cache.tiers]
     for tier in engine.cache.tiers:
         tier.check()
-        assert not tier.index.state.order.pins.any()
+        assert not tier.index.contents.order.pins.any()
     del engine, request, in_flight, tier
     gc.collect()
     assert [memory.held_bytes for memory in memories] == [0, 0]

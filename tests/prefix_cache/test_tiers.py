@@ -14,8 +14,9 @@ from artifact.prefix_cache.index.admission import (
     checkpoint_depths,
     parse_checkpoint_policy,
 )
+from artifact.prefix_cache.index.base import INSERT, LOOKUP, Operations
 from artifact.prefix_cache.index.block_cache import BlockCache
-from artifact.prefix_cache.index.cache import INSERT, LOOKUP, Operations, PrefixCache
+from artifact.prefix_cache.index.cache import PrefixCache
 from artifact.prefix_cache.index.eviction import NONE, NOW, FlopAware, Lru, Tuned, least_recent, least_useful
 from artifact.prefix_cache.index.fidelity import PUBLISHED
 from artifact.prefix_cache.index.radix_tree import ROOT
@@ -111,9 +112,7 @@ def test_only_states_that_the_caller_has_are_kept():
 
 @settings(deadline=None)
 @given(st.integers(0, 40), st.integers(0, 40), st.integers(1, 40), st.sampled_from(CHECKPOINT_POLICIES))
-def test_checkpoint_depths_ascend_beyond_the_resumed_tokens_to_the_end(
-    resumable, matched, length, policy
-):
+def test_checkpoint_depths_ascend_beyond_the_resumed_tokens_to_the_end(resumable, matched, length, policy):
     resumable, matched = min(resumable, matched, length), min(matched, length)
     depths = checkpoint_depths(policy.rule(), resumable, matched, length, resumable, EVERY_STATE).tolist()
     assert depths == sorted(set(depths))
@@ -170,7 +169,7 @@ def brute_force(cache, alpha):
     """The victim by a scan of all nodes; efficiency over the nearest node above with a state."""
     live = {each.node: each for each in cache.live_nodes()}
     children = {node: [each for each in live.values() if each.parent == node] for node in (ROOT, *live)}
-    rows, order = cache.state.tree.nodes, cache.state.order
+    rows, order = cache.contents.tree.nodes, cache.contents.order
     preorder, stack = [], [ROOT]
     while stack:
         node = stack.pop()
@@ -208,8 +207,8 @@ def test_the_victim_is_that_of_a_scan_where_nodes_have_no_state(random_requests,
         for inp, out in random_requests(seed):
             cache.lookup(inp)
             cache.insert(inp + out)
-            cache.state.order.clock[NOW] += 1
-            assert least_useful(*cache.state, 0.7) == brute_force(cache, 0.7)
+            cache.contents.order.clock[NOW] += 1
+            assert least_useful(*cache.contents, 0.7) == brute_force(cache, 0.7)
 
 
 # pins -----------------------------------------------------------------------------------------------------------------
@@ -256,7 +255,7 @@ def test_the_tuner_replays_as_if_nobody_held_anything():
     cache.insert([3, 3, 3, 3])  # the first eviction: the tuner's copy is taken
     copy = cache.index._tuner._snapshot
     assert not copy.order.pins.any() and least_recent(copy.order) == hit.node
-    assert cache.index.state.order.pins[hit.node] == 1 and least_recent(cache.index.state.order) != hit.node
+    assert cache.index.contents.order.pins[hit.node] == 1 and least_recent(cache.index.contents.order) != hit.node
 
 
 def test_pinned_blocks_stay_too():

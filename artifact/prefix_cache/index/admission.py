@@ -77,6 +77,8 @@ class EveryBlocks:
 
 
 CheckpointPolicy = AtBranch | EndOnly | ChunkAligned | EveryBlocks
+"""Which checkpoints a request leaves behind."""
+
 CHECKPOINT_POLICIES = "branch, end, chunk:TOKENS or every:TOKENS"
 
 

@@ -177,11 +177,22 @@ def _set(order, place, low, high, oldest):
 
 
 @njit(cache=True)
+def admit(order, node, efficiency):
+    """The node may be evicted, with this efficiency, at its last access."""
+    _set(order, order.position[node], efficiency, efficiency, order.last_access[node])
+
+
+@njit(cache=True)
+def exclude(order, node):
+    """The node may not be evicted."""
+    _set(order, order.position[node], np.inf, -np.inf, LATEST)
+
+
+@njit(cache=True)
 def forget(order, node):
     """Take a node out of the order."""
-    place = order.position[node]
-    _set(order, place, np.inf, -np.inf, LATEST)
-    order.owner[place] = NONE
+    exclude(order, node)
+    order.owner[order.position[node]] = NONE
     order.position[node] = NONE
 
 
@@ -246,14 +257,12 @@ def refresh(tree, order, node, costs, fixes, lru):
     """Enter or leave the nodes that may go, after a change of the node's children, edge, access or pins."""
     if node == ROOT:
         return
-    place = order.position[node]
     children = tree.nodes[node].num_children
     frees_nothing = children == 1 and costs.checkpoint_bytes == 0 and fixes.freed_memory
     if order.pins[node] > 0 or children > (0 if lru else 1) or frees_nothing or not tree.nodes[node].state:
-        _set(order, place, np.inf, -np.inf, LATEST)
-        return
-    efficiency = 0.0 if lru else flop_efficiency(tree, node, costs, fixes)
-    _set(order, place, efficiency, efficiency, order.last_access[node])
+        exclude(order, node)
+    else:
+        admit(order, node, 0.0 if lru else flop_efficiency(tree, node, costs, fixes))
 
 
 @njit(cache=True)

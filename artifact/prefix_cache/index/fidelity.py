@@ -79,4 +79,7 @@ CORRECTIONS = {f"B{number}": field.name for number, field in enumerate(fields(Fi
 """Correction by its number."""
 
 PUBLISHED = Fidelity.parse("published")
+"""The authors' simulator, defects included."""
+
 CORRECTED = Fidelity()
+"""Every correction."""

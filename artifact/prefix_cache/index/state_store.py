@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from artifact.prefix_cache.index.block_cache import FILL
+from artifact.prefix_cache.index.block_kernels import FILL
 from artifact.prefix_cache.index.radix_tree import LEAF, MERGE, REMOVE, ROOT, SPLIT, STATE
 from artifact.prefix_cache.workloads.traces import Tokens
 

@@ -13,14 +13,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from artifact.prefix_cache.index.block_cache import BlockCache
-from artifact.prefix_cache.index.cache import LOOKUP, Operations, PrefixCache
+from artifact.prefix_cache.index.base import LOOKUP, Index, Operations
+from artifact.prefix_cache.index.cache import PrefixCache
 from artifact.prefix_cache.index.fidelity import CORRECTED
 from artifact.prefix_cache.index.radix_tree import LEAF, MERGE, REMOVE, ROOT, STATE
 from artifact.prefix_cache.index.state_store import Memory, NoMemory, NoSource, Path, Source, StateStore
 from artifact.prefix_cache.workloads.traces import Tokens, checked_tokens
-
-Index = PrefixCache | BlockCache
 
 
 class Tier:

@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from artifact.prefix_cache.index.tiers import Hit, Index, TieredCache
+from artifact.prefix_cache.index.base import Index
+from artifact.prefix_cache.index.tiers import Hit, TieredCache
 from artifact.prefix_cache.serving import persistence
 from artifact.prefix_cache.serving.hybrid_models import fingerprint
 from artifact.prefix_cache.serving.model_states import ModelStates, Running

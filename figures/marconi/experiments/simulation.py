@@ -322,7 +322,7 @@ def nodes(
             reused = cache.lookup(tokens)
         else:
             cache.insert(tokens)
-        tree, order = cache.state
+        tree, order = cache.contents
         for node in range(tree.counts[0]):
             row = tree.nodes[node]
             if row["parent"] == DEAD:
