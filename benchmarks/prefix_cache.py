@@ -22,12 +22,13 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "prefix_cache"))
 
 from reference import Tree
+from reference_ssd import ssd, ssd_step
 
 from artifact import sweep
 from artifact.prefix_cache.index.cache import PrefixCache
 from artifact.prefix_cache.index.eviction import FlopAware, Lru
 from artifact.prefix_cache.index.fidelity import CORRECTED, PUBLISHED
-from artifact.prefix_cache.serving.ssd import implementation, ssd, ssd_step
+from artifact.prefix_cache.serving.scan_choice import implementation
 from artifact.prefix_cache.simulation import GB, MARCONI, SGLANG, VLLM, operations, replay
 from artifact.prefix_cache.spec import MARCONI_7B
 from artifact.prefix_cache.workloads.generators import scaling

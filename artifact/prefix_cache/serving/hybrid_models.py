@@ -283,8 +283,7 @@ def spec_of(model_or_config: Any, dtype: torch.dtype | None = None) -> HybridSpe
 
 def _mamba2_fields(d_inner: int, groups: int, d_state: int, conv_kernel: int) -> dict[str, Any]:
     conv_dim = d_inner + 2 * groups * d_state
-    widths = {"d_inner": d_inner, "state_width": d_inner, "conv_dim": conv_dim}
-    return {**widths, "d_state": d_state, "conv_kernel": conv_kernel}
+    return {"d_inner": d_inner, "conv_dim": conv_dim, "d_state": d_state, "conv_kernel": conv_kernel}
 
 
 def _nemotron_h(config: Any) -> dict[str, Any]:
@@ -332,7 +331,6 @@ def _delta_net(config: Any) -> dict[str, Any]:
     return {
         "d_state": config.linear_key_head_dim,
         "d_inner": value_dim,
-        "state_width": value_dim,
         "conv_dim": 2 * key_dim + value_dim,
         "conv_kernel": config.linear_conv_kernel_dim,
         "mlp_parameters": 3 * config.hidden_size * config.intermediate_size,
@@ -388,7 +386,6 @@ def _jamba(config: Any) -> dict[str, Any]:
     return {
         "d_state": config.mamba_d_state,
         "d_inner": d_inner,
-        "state_width": d_inner,
         "conv_dim": d_inner,
         "conv_kernel": config.mamba_d_conv,
         "mlp_parameters": 3 * config.hidden_size * config.intermediate_size * experts // config.num_hidden_layers,

@@ -24,7 +24,7 @@ from transformers.cache_utils import (
 )
 
 from artifact.prefix_cache.serving.carried_scan import carried, has_selective_scan
-from artifact.prefix_cache.serving.ssd import implementation
+from artifact.prefix_cache.serving.scan_choice import implementation
 
 DIRECT, POSITION_IDS, CARRIED, TOKEN_BY_TOKEN = "direct", "position_ids", "carried state", "token by token"
 WAYS = {
