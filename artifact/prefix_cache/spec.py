@@ -35,8 +35,8 @@ class HybridSpec:
     of the recurrent layers (`d_inner`), their convolution channels (`conv_dim`), the precision of the recurrent
     state, and the active width of gated or sparse MLPs (`mlp_parameters`: weights a token meets in one layer).
 
-    The paper's state has `d_model * d_state` elements although its layers expand the width by `expand`; real
-    Mamba-2 states have `d_inner * d_state` (`state_width`).
+    The paper's state has `d_model * d_state` elements although its layers expand the width by `expand`; with `d_inner`
+    it has `d_inner * d_state`, as in real Mamba-2, unless `state_width` says otherwise.
     """
 
     name: str
@@ -78,8 +78,12 @@ class HybridSpec:
     @property
     def recurrent_state_bytes(self) -> int:
         """The SSM state of one recurrent layer."""
-        width = self.d_model if self.state_width is None else self.state_width
-        return width * self.d_state * (self.state_bytes_per_element or self.bytes_per_element)
+        width = self.d_inner if self.state_width is None else self.state_width
+        return (
+            (self.d_model if width is None else width)
+            * self.d_state
+            * (self.state_bytes_per_element or self.bytes_per_element)
+        )
 
     @property
     def convolution_state_bytes(self) -> int:
