@@ -1,7 +1,7 @@
 """Models by name: the paper's, and published hybrids from their public configurations.
 
 A published model's SSM FLOPs follow the paper's formula with its real inner width; its expert layers count the
-weights that one token meets (router left out). Recurrent states are in FP32 where the model asks for that
+weights that one token meets (router left out). Recurrent states are in FP32 if the model says so
 (`mamba_ssm_dtype` or the serving engines' default for gated delta nets), KV and convolution states in BF16.
 """
 

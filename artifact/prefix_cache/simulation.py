@@ -1,4 +1,4 @@
-"""A trace through a cache: what each request reuses, and what that is worth in sum."""
+"""A trace through a cache: what each request reuses, and the sums."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class Replay:
     flops_saved: int
     peak_bytes: int
     alpha: float | None
-    """The alpha at the end; None where the system has none."""
+    """The alpha at the end; None if the system has none."""
     tuned: bool
     """Whether the tuner has run."""
     first_eviction_request: int | None
@@ -49,7 +49,7 @@ class Replay:
     """Checkpoints that stay reachable after their node is gone (0 with correction B8)."""
     seconds: float
     from_host_tokens: int = 0
-    """Of the hits, tokens that only the second tier had."""
+    """Those of the hit tokens that only the second tier had."""
 
     @property
     def token_hit_rate(self) -> float:
@@ -58,7 +58,7 @@ class Replay:
 
     @property
     def request_hit_rate(self) -> float:
-        """Requests that reuse any token, in [0, 1]. Nearly 1 wherever all sessions share a first token."""
+        """Requests that reuse any token, in [0, 1]. Nearly 1 if all sessions share a first token."""
         return float(np.mean(self.hit_tokens > 0))
 
     def summary(self) -> dict[str, object]:

@@ -211,6 +211,18 @@ def test_the_victim_is_that_of_a_scan_where_nodes_have_no_state(random_requests,
             assert least_useful(*cache.contents, 0.7) == brute_force(cache, 0.7)
 
 
+@pytest.mark.parametrize("checkpoints", CHECKPOINT_POLICIES, ids=str)
+@pytest.mark.parametrize("eviction", (Lru(), FlopAware(0.7)), ids=str)
+def test_no_insertion_leaves_more_bytes_than_the_capacity(random_requests, eviction, checkpoints):
+    """Also if an eviction merges a node of the matched path, which the match must then no longer name."""
+    for seed in range(20):
+        for capacity in (2000, CAPACITY):
+            cache = index(eviction, checkpoints, capacity=capacity)
+            for inp, out in random_requests(seed):
+                cache.insert(inp + out)
+                assert cache.used_bytes <= capacity
+
+
 # pins -----------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("eviction", (Lru(), FlopAware(1.0)), ids=str)
 def test_what_a_request_holds_is_not_evicted_until_it_is_released(eviction):

@@ -1,7 +1,7 @@
 """Which states a request leaves behind (Marconi, section 4.1), and other checkpoint policies to compare it with.
 
 A prefix is reused either as a conversation's history (input and output), or as an input that others share. The
-first is served by a checkpoint after the last decoded token, the second by one where the new sequence leaves a
+first is served by a checkpoint after the last decoded token, the second by one at which the new sequence leaves a
 path that is already in the tree: at most two a request.
 """
 
@@ -118,8 +118,8 @@ def checkpoint_depths(rule, resumable_tokens, matched_tokens, num_tokens, comput
         return wanted[:found]
     kept = 0
     for depth in wanted[:found]:
-        for each in available:
-            if each == depth:
+        for held in available:
+            if held == depth:
                 wanted[kept] = depth
                 kept += 1
                 break
@@ -134,9 +134,9 @@ def bytes_needed(costs, num_states, num_tokens, matched_tokens):
 
 @njit(cache=True)
 def num_states_published(found):
-    """What the published simulator reserves: the last token's checkpoint also where the sequence ends in the tree."""
+    """What the published simulator reserves: the last token's checkpoint even if the sequence ends in the tree."""
     return 2 if found.matched_tokens > found.resumable_tokens else 1
 
 
 EVERY_STATE: Any = np.empty(0, np.int64)
-"""`available` where every state can be had, as in a simulation."""
+"""`available` if every state can be had, as in a simulation."""

@@ -7,16 +7,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numba import njit
 
+from artifact.prefix_cache.index import eviction
 from artifact.prefix_cache.index.base import LOOKUP
-from artifact.prefix_cache.index.eviction import (
-    NOW,
-    admit,
-    exclude,
-    forget,
-    least_recent,
-    touch,
-    with_capacity,
-)
+from artifact.prefix_cache.index.eviction import NOW
 from artifact.prefix_cache.index.radix_tree import (
     ALLOCATED,
     DEAD,
@@ -134,7 +127,7 @@ def _store(tree, order, rules, tokens):
         refresh_block(tree, order, node)
         freed = 0
         while freed < excess:
-            victim = least_recent(order)
+            victim = eviction.least_recent(order)
             if victim == NONE:
                 break
             freed += rules.checkpoint_bytes + rules.token_bytes * tree.nodes[victim].length
@@ -158,7 +151,7 @@ def _store(tree, order, rules, tokens):
         if child == NONE:
             child = _add(tree, node, block)
             refresh_block(tree, order, node)
-        touch(order, child)
+        eviction.touch(order, child)
         refresh_block(tree, order, child)
         node = child
         done += len(block)
@@ -175,7 +168,7 @@ def _match(tree, order, tokens):
     """Enter the blocks of `tokens`, refreshing each. Returns the last one, their number and their tokens."""
     path, reused = find_blocks(tree, tokens)
     for node in path:
-        touch(order, node)
+        eviction.touch(order, node)
         refresh_block(tree, order, node)
     return path[-1] if len(path) else np.int32(ROOT), len(path), reused
 
@@ -233,7 +226,7 @@ def _with_room(tree, order, extra):
         for node in range(1, count):
             if old[node].parent != DEAD and old[node].length == tokens.shape[1]:
                 _bind(tree, node)
-    return tree, with_capacity(order, capacity)
+    return tree, eviction.with_capacity(order, capacity)
 
 
 @njit(cache=True)
@@ -300,7 +293,7 @@ def _remove(tree, order, node):
     row.parent = DEAD
     row.next_partial = tree.counts[FREE]
     tree.counts[FREE] = node
-    forget(order, node)
+    eviction.forget(order, node)
     refresh_block(tree, order, parent)
 
 
@@ -309,9 +302,9 @@ def refresh_block(tree, order, node):
     if node == ROOT:
         return
     if order.pins[node] > 0 or tree.nodes[node].num_children > 0:
-        exclude(order, node)
+        eviction.exclude(order, node)
     else:
-        admit(order, node, 0.0)
+        eviction.admit(order, node, 0.0)
 
 
 @njit(cache=True)

@@ -1,4 +1,4 @@
-"""What the published simulator does, and the corrections to it, each a switch of its own.
+"""What the published simulator does, and the corrections to it, one switch for each.
 
 B1 to B8 number the defects as this project's notebooks do.
 """
@@ -28,8 +28,8 @@ class Fidelity:
     leaf_bytes:        B1. A leaf's eviction counts the victim's bytes, not those of the last candidate.
     mlp_saving:        B2. An MLP saves F(depth) - F(parent depth) of the MLP, not of attention at the parent.
     freed_memory:      B3. Efficiency divides by the bytes that the eviction frees, not by the whole path's.
-    pin_path:          B4. The matched path is not evicted to make room for its own continuation, and the room
-                       asked for is the room needed.
+    pin_path:          B4. The matched path is not evicted to make room for its own continuation, and exactly the
+                       bytes needed are freed.
     refuse_oversized:  B5. A sequence that cannot fit is served but not cached.
     true_prefix:       B6. Matching stops where an edge diverges; a hit is a prefix of the request.
     robust_tuner:      B7. The tuner replays its window from a snapshot, maximises the token hit rate, breaks ties

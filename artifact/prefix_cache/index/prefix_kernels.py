@@ -10,45 +10,12 @@ from typing import NamedTuple
 
 from numba import njit
 
-from artifact.prefix_cache.index.admission import (
-    CheckpointRule,
-    bytes_needed,
-    checkpoint_depths,
-    num_states_published,
-)
+from artifact.prefix_cache.index import eviction, radix_tree
+from artifact.prefix_cache.index.admission import CheckpointRule, bytes_needed, checkpoint_depths, num_states_published
 from artifact.prefix_cache.index.base import LOOKUP, CacheContents
-from artifact.prefix_cache.index.eviction import (
-    NOW,
-    forget,
-    heap_pop,
-    heap_push,
-    inherit,
-    leaf_heap,
-    least_recent,
-    least_useful,
-    refresh,
-    refresh_below,
-    touch,
-    with_capacity,
-)
+from artifact.prefix_cache.index.eviction import NOW
 from artifact.prefix_cache.index.fidelity import Fixes
-from artifact.prefix_cache.index.radix_tree import (
-    LIVE_NODES,
-    LIVE_STATES,
-    LIVE_TOKENS,
-    NONE,
-    ROOT,
-    Match,
-    add_leaf,
-    give_state,
-    last_in_preorder,
-    match,
-    merge_into_child,
-    remove_leaf,
-    split,
-    with_room_for_nodes,
-    with_room_for_tokens,
-)
+from artifact.prefix_cache.index.radix_tree import LIVE_NODES, LIVE_STATES, LIVE_TOKENS, NONE, ROOT, Match
 from artifact.prefix_cache.spec import Costs
 
 
@@ -88,7 +55,7 @@ def run(contents, rules, pool, start, length, kind, first, last, stop_at_evictio
 def look_up(contents, rules, tokens):
     """Tokens that can be reused of `tokens`; refreshes what the policy refreshes."""
     contents.order.clock[NOW] += 1
-    found = match(contents.tree, tokens, rules.fixes.true_prefix)
+    found = radix_tree.match(contents.tree, tokens, rules.fixes.true_prefix)
     _touch_match(contents, rules, found)
     return found.resumable_tokens
 
@@ -97,7 +64,7 @@ def look_up(contents, rules, tokens):
 def store(contents, rules, tokens, available):
     """Cache `tokens`, evicting as needed. Returns the contents and whether anything had to be evicted."""
     contents.order.clock[NOW] += 2
-    found = match(contents.tree, tokens, rules.fixes.true_prefix)
+    found = radix_tree.match(contents.tree, tokens, rules.fixes.true_prefix)
     _touch_match(contents, rules, found)
     costs, fixes, capacity = rules.costs, rules.fixes, rules.capacity_bytes
     computed_from = found.resumable_tokens if fixes.true_prefix else 0
@@ -154,23 +121,24 @@ def _evict_until_room(contents, rules, tokens, found, available):
         stateless_nodes = counts[LIVE_NODES] != counts[LIVE_STATES]  # a removal may merge one that is on the path
         contents, _ = remove(contents, rules, victim)
         if on_path or stateless_nodes:
-            found = match(contents.tree, tokens, rules.fixes.true_prefix)
+            found = radix_tree.match(contents.tree, tokens, rules.fixes.true_prefix)
 
 
 @njit(cache=True)
 def _victim(contents, rules):
     """The node to evict next, or NONE."""
-    return least_recent(contents.order) if rules.lru else least_useful(contents.tree, contents.order, rules.alpha)
+    tree, order = contents
+    return eviction.least_recent(order) if rules.lru else eviction.least_useful(tree, order, rules.alpha)
 
 
 @njit(cache=True)
 def _set_pins(contents, rules, found, change):
     tree, order = contents
     order.pins[found.deepest] += change
-    refresh(tree, order, found.deepest, rules.costs, rules.fixes, rules.lru)
+    eviction.refresh(tree, order, found.deepest, rules.costs, rules.fixes, rules.lru)
     if found.last_visited != found.deepest:
         order.pins[found.last_visited] += change
-        refresh(tree, order, found.last_visited, rules.costs, rules.fixes, rules.lru)
+        eviction.refresh(tree, order, found.last_visited, rules.costs, rules.fixes, rules.lru)
 
 
 @njit(cache=True)
@@ -179,25 +147,25 @@ def _evict_bytes(contents, rules, wanted):
     costs = rules.costs
     freed = 0
     if rules.lru:
-        heap, size = leaf_heap(contents.tree, contents.order)
+        heap, size = eviction.leaf_heap(contents.tree, contents.order)
         while freed < wanted and size > 0:
-            victim = heap_pop(heap, size, contents.order)
+            victim = eviction.heap_pop(heap, size, contents.order)
             size -= 1
             parent = contents.tree.nodes[victim].parent
             contents, gained = remove(contents, rules, victim)
             freed += gained
             if parent != ROOT and contents.tree.nodes[parent].num_children == 0:
-                heap_push(heap, size, contents.order, parent)
+                eviction.heap_push(heap, size, contents.order, parent)
                 size += 1
         return contents
     while freed < wanted:
-        victim = least_useful(contents.tree, contents.order, rules.alpha)
+        victim = eviction.least_useful(contents.tree, contents.order, rules.alpha)
         if victim == NONE:
             return contents
         if rules.fixes.leaf_bytes or contents.tree.nodes[victim].num_children:
             contents, gained = remove(contents, rules, victim)
         else:
-            counted = contents.tree.nodes[last_in_preorder(contents.tree)].length
+            counted = contents.tree.nodes[radix_tree.last_in_preorder(contents.tree)].length
             gained = costs.checkpoint_bytes + costs.token_bytes * counted
             contents, _ = remove(contents, rules, victim)
         freed += gained
@@ -206,16 +174,16 @@ def _evict_bytes(contents, rules, wanted):
 
 @njit(cache=True)
 def _graft(contents, rules, tokens, computed_from, available):
-    """Put `tokens` into the tree: a cut where an edge diverges, leaves for what is new, states where wanted."""
+    """Put `tokens` into the tree: a cut where an edge diverges, leaves for what is new, states at their depths."""
     tree, order = contents
     costs, fixes, lru = rules.costs, rules.fixes, rules.lru
-    found = match(tree, tokens, True)
+    found = radix_tree.match(tree, tokens, True)
     wanted = checkpoint_depths(
         rules.checkpoints, found.resumable_tokens, found.matched_tokens, len(tokens), computed_from, available
     )
-    tree = with_room_for_nodes(tree, 1 + len(wanted))
-    tree = with_room_for_tokens(tree, len(tokens))
-    order = with_capacity(order, len(tree.nodes))
+    tree = radix_tree.with_room_for_nodes(tree, 1 + len(wanted))
+    tree = radix_tree.with_room_for_tokens(tree, len(tokens))
+    order = eviction.with_capacity(order, len(tree.nodes))
     contents = CacheContents(tree, order)
     parent, done = found.last_full, found.matched_tokens
     if found.last_visited != found.last_full:
@@ -224,17 +192,17 @@ def _graft(contents, rules, tokens, computed_from, available):
     for depth in wanted:
         if depth <= found.matched_tokens:
             node = _cut(contents, rules, path_end, depth)
-            give_state(tree, node)
-            refresh(tree, order, node, costs, fixes, lru)
-            refresh_below(tree, order, node, costs, fixes, lru)
+            radix_tree.give_state(tree, node)
+            eviction.refresh(tree, order, node, costs, fixes, lru)
+            eviction.refresh_below(tree, order, node, costs, fixes, lru)
             continue
-        leaf = add_leaf(tree, parent, tokens[done:depth])
-        give_state(tree, leaf)
-        touch(order, leaf)
-        refresh(tree, order, leaf, costs, fixes, lru)
-        refresh(tree, order, parent, costs, fixes, lru)
+        leaf = radix_tree.add_leaf(tree, parent, tokens[done:depth])
+        radix_tree.give_state(tree, leaf)
+        eviction.touch(order, leaf)
+        eviction.refresh(tree, order, leaf, costs, fixes, lru)
+        eviction.refresh(tree, order, parent, costs, fixes, lru)
         parent, done = leaf, depth
-    refresh(tree, order, parent, costs, fixes, lru)
+    eviction.refresh(tree, order, parent, costs, fixes, lru)
     if lru:
         _touch_path(contents, rules, path_end)
     return contents
@@ -242,15 +210,15 @@ def _graft(contents, rules, tokens, computed_from, available):
 
 @njit(cache=True)
 def _cut(contents, rules, node, depth):
-    """The node on the path to `node` that ends after `depth` tokens: cut off its edge where there is none."""
+    """The node on the path to `node` that ends after `depth` tokens: cut off its edge if there is none."""
     tree, order = contents
     while tree.nodes[node].depth - tree.nodes[node].length >= depth:
         node = tree.nodes[node].parent
     if tree.nodes[node].depth == depth:
         return node
-    upper = split(tree, node, depth - (tree.nodes[node].depth - tree.nodes[node].length))
-    touch(order, upper)
-    refresh(tree, order, node, rules.costs, rules.fixes, rules.lru)
+    upper = radix_tree.split(tree, node, depth - (tree.nodes[node].depth - tree.nodes[node].length))
+    eviction.touch(order, upper)
+    eviction.refresh(tree, order, node, rules.costs, rules.fixes, rules.lru)
     return upper
 
 
@@ -261,12 +229,12 @@ def remove(contents, rules, victim):
     costs, fixes = rules.costs, rules.fixes
     if tree.nodes[victim].num_children == 0:
         freed = costs.checkpoint_bytes + costs.token_bytes * tree.nodes[victim].length
-        parent = remove_leaf(tree, victim)
-        forget(order, victim)
+        parent = radix_tree.remove_leaf(tree, victim)
+        eviction.forget(order, victim)
         if parent != ROOT and not tree.nodes[parent].state and tree.nodes[parent].num_children == 1:
             tree = _merge(tree, order, rules, parent)  # paths no longer part there
         else:
-            refresh(tree, order, parent, costs, fixes, rules.lru)
+            eviction.refresh(tree, order, parent, costs, fixes, rules.lru)
     else:
         freed = costs.checkpoint_bytes
         tree = _merge(tree, order, rules, victim)
@@ -276,11 +244,11 @@ def remove(contents, rules, victim):
 @njit(cache=True)
 def _merge(tree, order, rules, node):
     """A node with one child gives up its state, if it has one, and its tokens pass to the child."""
-    tree, child = merge_into_child(tree, node, not rules.fixes.no_stale_states)
-    inherit(order, child, node)
-    refresh(tree, order, child, rules.costs, rules.fixes, rules.lru)
+    tree, child = radix_tree.merge_into_child(tree, node, not rules.fixes.no_stale_states)
+    eviction.inherit(order, child, node)
+    eviction.refresh(tree, order, child, rules.costs, rules.fixes, rules.lru)
     if not tree.nodes[child].state:
-        refresh_below(tree, order, child, rules.costs, rules.fixes, rules.lru)
+        eviction.refresh_below(tree, order, child, rules.costs, rules.fixes, rules.lru)
     return tree
 
 
@@ -289,8 +257,8 @@ def _touch_match(contents, rules, found):
     tree, order = contents
     if not rules.lru:
         if found.deepest != ROOT:
-            touch(order, found.deepest)
-            refresh(tree, order, found.deepest, rules.costs, rules.fixes, False)
+            eviction.touch(order, found.deepest)
+            eviction.refresh(tree, order, found.deepest, rules.costs, rules.fixes, False)
         return
     _touch_path(contents, rules, found.last_visited)
 
@@ -299,8 +267,8 @@ def _touch_match(contents, rules, found):
 def _touch_path(contents, rules, node):
     tree, order = contents
     while node != NONE:
-        touch(order, node)
-        refresh(tree, order, node, rules.costs, rules.fixes, rules.lru)
+        eviction.touch(order, node)
+        eviction.refresh(tree, order, node, rules.costs, rules.fixes, rules.lru)
         node = tree.nodes[node].parent
 
 

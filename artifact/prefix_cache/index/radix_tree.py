@@ -1,13 +1,13 @@
 """The mechanism: a compressed trie of token sequences. It knows no bytes and no policy.
 
 Every node but the root holds an edge of tokens, directly after its parent's; a node's depth is the number of
-tokens from the root to its end. A node has a state to resume from at its end, or none where paths merely part.
+tokens from the root to its end. A node has a state to resume from at its end, or none if paths merely diverge there.
 Nodes are rows of one array and tokens lie in one arena, so that the compiled functions below touch no Python object;
 children are found through one open-addressing table. Siblings keep their order of insertion: a split's new node takes
 its child's place, a merge's child takes its parent's.
 
 Functions that may grow an array return the tree; all others change it in place. Each change is written into the
-tree's journal where it has room, so that whoever holds something for each node (tensors) can follow.
+tree's journal if it has room, so that the holder of the nodes' tensors can follow.
 """
 
 from __future__ import annotations
@@ -269,7 +269,7 @@ def _replace_among_siblings(tree, old, new):
 def match(tree, sequence, true_prefix):
     """Follow `sequence` from the root.
 
-    With `true_prefix` off the walk goes on into the children of an edge that diverged, as the published
+    Without `true_prefix` the walk continues into the children of an edge that diverged, as the published
     simulator's does: what it then reports need not be a prefix of the sequence (correction B6).
     """
     nodes, tokens = tree.nodes, tree.tokens

@@ -47,7 +47,7 @@ class Tuner:
             self._window.clear()
 
     def next_stop(self, operations: Operations, done: int, requests: int, rules: Rules) -> int:
-        """Where the cache must stop for the tuner; tunes first when it is time to.
+        """The operation at which the cache must stop for the tuner; tunes first when it is time to.
 
         done: operations that the cache has done, in `requests` requests; its next ones are those from `done` on
         """

@@ -1,6 +1,6 @@
 """A whole cache in one file of safetensors: the indices' arrays, and the tensors of every node of every tier.
 
-The file's metadata holds a sha256 over all of it, so that a file that was cut or altered is told from a whole one.
+The file's metadata holds a sha256 over all of it, so that a file that was cut or altered is refused.
 """
 
 from __future__ import annotations
@@ -124,7 +124,7 @@ def _dtype(name: str, tier: Tier) -> np.dtype:
 
 
 def _rules(tier: Tier) -> dict[str, Any]:
-    """What must be the same for a saved index to go on."""
+    """What must be equal for a saved index to be loaded."""
     index = tier.index
     kind = {"index": type(index).__name__, "capacity_bytes": index.capacity_bytes, "costs": list(index.spec.costs())}
     policy = {"eviction": getattr(index, "eviction", None), "placement": getattr(index, "checkpoints", None)}

@@ -150,6 +150,5 @@ def per_request(table: pd.DataFrame, system: str) -> list[dict[str, Any]]:
     """One system's requests in order, each with the time that it takes without a cache."""
     rows = table[table["system"] == system].drop(columns=["trace", "system"]).reset_index(drop=True)
     cold = table[table["system"] == VANILLA]["ttft_ms"].to_numpy()
-    return [
-        {str(key): value for key, value in row.items()} for row in rows.assign(no_cache_ttft_ms=cold).to_dict("records")
-    ]
+    records = rows.assign(no_cache_ttft_ms=cold).to_dict("records")
+    return [{str(key): value for key, value in row.items()} for row in records]

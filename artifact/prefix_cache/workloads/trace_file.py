@@ -32,8 +32,8 @@ class TraceError(ValueError):
 def read_jsonl(path: str | Path) -> RequestTrace:
     """The trace in a file, in the order of its lines, named after the file.
 
-    Session ids are kept where all are integers, else numbered in order of first appearance. A turn that repeats
-    the session's sequence before it and goes on is stored once: the pool then grows by the new tokens alone.
+    Session ids are kept where all are integers, else numbered in order of first appearance. A turn that
+    extends the session's sequence before it is stored once: the pool then grows by the new tokens alone.
 
     Raises: TraceError naming the file, the line (from 1) and the reason; OSError if the file cannot be opened.
     """
@@ -48,11 +48,7 @@ def read_jsonl(path: str | Path) -> RequestTrace:
                 if line.isspace():
                     continue
                 row = _parsed(line)
-                session, turn, now = (
-                    _session_id(row),
-                    _integer("turn_id", row["turn_id"]),
-                    _seconds(row["ts"]),
-                )
+                session, turn, now = _session_id(row), _integer("turn_id", row["turn_id"]), _seconds(row["ts"])
                 if now < before:
                     raise ValueError(f"ts must not decrease, got {now} after {before}")
                 inputs, outputs = _tokens("input_tokens", row), _tokens("output_tokens", row)

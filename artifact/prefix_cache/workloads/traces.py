@@ -59,12 +59,12 @@ class RequestTrace:
         return len(self.start)
 
     def sequence(self, request: int) -> Tokens:
-        """Input and output of one request: what a cache is asked to keep."""
+        """Input and output of one request: what a cache inserts."""
         first = self.start[request]
         return self.tokens[first : first + self.input_length[request] + self.output_length[request]]
 
     def input(self, request: int) -> Tokens:
-        """Input of one request: what a cache is asked for."""
+        """Input of one request: what a cache looks up."""
         first = self.start[request]
         return self.tokens[first : first + self.input_length[request]]
 
@@ -78,19 +78,12 @@ class RequestTrace:
 
     def select(self, requests: NDArray[np.intp] | NDArray[np.bool_]) -> RequestTrace:
         """Some of the requests, in the order given (same pool)."""
-        return replace(
-            self,
-            start=self.start[requests],
-            input_length=self.input_length[requests],
-            output_length=self.output_length[requests],
-            session=self.session[requests],
-            turn=self.turn[requests],
-            arrival_s=self.arrival_s[requests],
-        )
+        columns = ("start", "input_length", "output_length", "session", "turn", "arrival_s")
+        return replace(self, **{name: getattr(self, name)[requests] for name in columns})
 
 
 def from_requests(name: str, requests: Iterable[Request]) -> RequestTrace:
-    """A trace from whole requests, sorted by arrival (stable), each with tokens of its own in the pool.
+    """A trace from whole requests, sorted by arrival (stable), each with separate tokens in the pool.
 
     Raises: ValueError for a token outside [0, 2**31) or an empty input.
     """
@@ -162,7 +155,8 @@ def chat_trace(name: str, sessions: Sequence[Session], *, sessions_per_s: float,
     """
     if not sessions_per_s > 0:
         raise ValueError(f"sessions_per_s must be positive, got {sessions_per_s}")
-    starts, inputs, outputs, numbers, turns, arrivals = [], [], [], [], [], []
+    rows: list[tuple[int, int, int, int, int]] = []
+    arrivals: list[float] = []
     pool: list[Tokens] = []
     pool_length = 0
     for number, session in enumerate(sessions):
@@ -172,11 +166,7 @@ def chat_trace(name: str, sessions: Sequence[Session], *, sessions_per_s: float,
                 if history > max_input_tokens:
                     break
                 if history:
-                    starts.append(begin)
-                    inputs.append(history)
-                    outputs.append(len(tokens))
-                    numbers.append(number)
-                    turns.append(turn)
+                    rows.append((begin, history, len(tokens), number, turn))
                     arrivals.append(now)
                     turn += 1
             elif turn:
@@ -184,23 +174,16 @@ def chat_trace(name: str, sessions: Sequence[Session], *, sessions_per_s: float,
             pool.append(tokens)
             history += len(tokens)
             pool_length += len(tokens)
-    order = np.argsort(np.array(arrivals), kind="stable")
-    first, inputs_, outputs_, sessions_, turns_ = (
-        np.array(column, dtype=np.int64)[order] for column in (starts, inputs, outputs, numbers, turns)
-    )
-    arrival_s = np.array(arrivals, dtype=np.float64)[order]
-    return RequestTrace(name, np.concatenate(pool), first, inputs_, outputs_, sessions_, turns_, arrival_s)
+    arrival_s = np.array(arrivals, dtype=np.float64)
+    order = np.argsort(arrival_s, kind="stable")
+    start, inputs, outputs, numbers, turns = np.array(rows, dtype=np.int64).reshape(-1, 5)[order].T.copy()
+    return RequestTrace(name, np.concatenate(pool), start, inputs, outputs, numbers, turns, arrival_s[order])
 
 
 def collapsed_trace(
-    name: str,
-    sessions: Sequence[Session],
-    *,
-    sessions_per_s: float,
-    max_input_tokens: int,
-    collapse_after: int,
+    name: str, sessions: Sequence[Session], *, sessions_per_s: float, max_input_tokens: int, collapse_after: int
 ) -> RequestTrace:
-    """As `chat_trace`, for agents that forget old observations (Marconi's SWE-bench workload).
+    """`chat_trace` for agents that forget old observations (Marconi's SWE-bench workload).
 
     Once `collapse_after` rounds (messages to the model, its answer) are complete, each new turn first drops the
     messages to the model of the round `collapse_after - 1` from the last: the input then leaves the sequence of
