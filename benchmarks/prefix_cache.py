@@ -22,17 +22,17 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests" / "prefix_cache"))
 
 from reference import Tree
+from reference_ssd import ssd, ssd_step
 
 from artifact import sweep
 from artifact.prefix_cache.index.cache import PrefixCache
 from artifact.prefix_cache.index.eviction import FlopAware, Lru
-from artifact.prefix_cache.index.fidelity import ARTIFACT, CORRECTED
-from artifact.prefix_cache.serving.ssd import implementation, ssd, ssd_step
+from artifact.prefix_cache.index.fidelity import CORRECTED, PUBLISHED
+from artifact.prefix_cache.serving.scan_choice import implementation
 from artifact.prefix_cache.simulation import GB, MARCONI, SGLANG, VLLM, operations, replay
 from artifact.prefix_cache.spec import MARCONI_7B
 from artifact.prefix_cache.workloads.generators import scaling
-from figures.marconi import experiments
-from figures.marconi.experiments import serving
+from figures.marconi import real_states, replays
 
 REPEATS = 5
 
@@ -50,7 +50,7 @@ def seconds_to_run(trace, eviction, capacity_bytes, fidelity) -> tuple[float, Pr
 
 def replay_speed() -> pd.DataFrame:
     """Requests per second on ShareGPT at 3 GB, and over the plain transcription."""
-    trace = experiments.trace_of("sharegpt")
+    trace = replays.trace_of("sharegpt")
     requests = [(trace.input(i).tolist(), trace.output(i).tolist()) for i in range(len(trace))]
     rows = []
     for eviction, alpha in ((Lru(), None), (FlopAware(0.1), 0.1), (FlopAware(1.0), 1.0)):
@@ -59,7 +59,7 @@ def replay_speed() -> pd.DataFrame:
         for inp, out in requests:
             oracle.request(inp, out)
         plain = time.perf_counter() - began
-        for name, fidelity in (("artifact", ARTIFACT), ("corrected", CORRECTED)):
+        for name, fidelity in (("published", PUBLISHED), ("corrected", CORRECTED)):
             best, _ = seconds_to_run(trace, eviction, 3 * GB, fidelity)
             rows.append((str(eviction), name, len(trace) / best, plain / best))
     return pd.DataFrame(rows, columns=["eviction", "fidelity", "requests_per_s", "times_plain_python"])
@@ -74,7 +74,7 @@ def sweep_time() -> float:
         systems=[[VLLM, SGLANG, MARCONI]],
     )
     began = time.perf_counter()
-    experiments.policy_sweep(configurations=grid)
+    replays.compare_all(grid)
     return time.perf_counter() - began
 
 
@@ -98,7 +98,7 @@ def memory() -> pd.DataFrame:
     """Bytes of the index for each token whose KV is cached."""
     rows = []
     for source, capacity_gb in (("sharegpt", 3), ("sharegpt", 10), ("swe-agent", 60)):
-        trace = experiments.trace_of(source)
+        trace = replays.trace_of(source)
         _, cache = seconds_to_run(trace, FlopAware(0.1), capacity_gb * GB, CORRECTED)
         rows.append((trace.name, capacity_gb, cache.cached_tokens, cache.index_bytes / cache.cached_tokens))
     return pd.DataFrame(rows, columns=["trace", "capacity_gb", "cached_tokens", "index_bytes_per_token"])
@@ -141,7 +141,7 @@ def resumed_prefill(quick: bool) -> pd.DataFrame:
     """Cold over resumed prefill with 128 new tokens, and the share of lookup and restore; medians."""
     rows = []
     for prefix_tokens in (128, 512, 2048):
-        table = serving.resume(
+        table = real_states.resume(
             models=["granite-small"], prefix_tokens=prefix_tokens, suffix_tokens=128, repeats=2 if quick else REPEATS
         )
         times, restore = table["cold_ms"] / table["resumed_ms"], table["restore_ms"] / table["resumed_ms"]
@@ -151,7 +151,7 @@ def resumed_prefill(quick: bool) -> pd.DataFrame:
 
 def second_tier() -> pd.DataFrame:
     """Requests per second simulated on ShareGPT at 3 GB, with a second tier of 10 GB and without one."""
-    trace = experiments.trace_of("sharegpt")
+    trace = replays.trace_of("sharegpt")
     rows = []
     for system in (SGLANG, MARCONI):
         options = {"system": system, "capacity_bytes": 3 * GB, "alpha": 0.1 if system == MARCONI else None}
@@ -164,7 +164,7 @@ def second_tier() -> pd.DataFrame:
 if __name__ == "__main__":
     quick = "--quick" in sys.argv
     for eviction in (Lru(), FlopAware(1.0)):  # compile, or load what was compiled before
-        seconds_to_run(scaling(100), eviction, GB, ARTIFACT)
+        seconds_to_run(scaling(100), eviction, GB, PUBLISHED)
         seconds_to_run(scaling(100), eviction, GB, CORRECTED)
     for title, table in (
         ("Replay of ShareGPT at 3 GB", replay_speed()),

@@ -64,29 +64,29 @@ def replay(
     as_json: cli.AsJson = False,
 ) -> None:
     """Simulate a trace on a cache and print what the cache saves."""
-    from artifact.prefix_cache.index.admission import parse_placement
-    from artifact.prefix_cache.index.fidelity import Fidelity
+    from artifact.prefix_cache.index.admission import parse_checkpoint_policy
+    from artifact.prefix_cache.index.fidelity import Fidelity, fidelity_label
     from artifact.prefix_cache.presets import preset
-    from artifact.prefix_cache.simulation import SYSTEMS
+    from artifact.prefix_cache.simulation import SIMULATED_SYSTEMS
     from artifact.prefix_cache.simulation import replay as replay_trace
 
     if capacity_gb is None and system not in ("none", "infinite"):
         raise ValueError(f"--capacity-gb must be given for {system}")
-    corrections, placed = Fidelity.parse(fidelity), parse_placement(placement or checkpoints)
+    corrections, placed = Fidelity.parse(fidelity), parse_checkpoint_policy(placement or checkpoints)
     loaded = _load(trace, sessions_per_s)
     result = replay_trace(
         loaded,
         preset(spec),
-        system=SYSTEMS[system],
+        system=SIMULATED_SYSTEMS[system],
         capacity_bytes=_bytes(capacity_gb, GB),
         host_capacity_bytes=_bytes(host_capacity_gb, GB),
         alpha=alpha,
         block_size=block_size,
         bootstrap_multiplier=bootstrap_multiplier,
         fidelity=corrections,
-        placement=placed,
+        checkpoints=placed,
     )
-    settings = {"trace": loaded.name, "spec": spec, "fidelity": fidelity, "capacity_gb": capacity_gb}
+    settings = {"trace": loaded.name, "spec": spec, "fidelity": fidelity_label(fidelity), "capacity_gb": capacity_gb}
     if host_capacity_gb is not None:
         settings["host_capacity_gb"] = host_capacity_gb
     cli.show({**settings, **result.summary()}, as_json)
@@ -112,19 +112,20 @@ def serve(
     as_json: cli.AsJson = False,
 ) -> None:
     """Serve a trace with a real model and its cache; time each request with and without the cache."""
-    from artifact.prefix_cache.index.admission import parse_placement
-    from artifact.prefix_cache.serving.hybrid_models import build
+    from artifact.prefix_cache.index.admission import parse_checkpoint_policy
+    from artifact.prefix_cache.serving.hybrid_models import build_model
     from artifact.prefix_cache.serving.trace_server import System, per_request, summary
     from artifact.prefix_cache.serving.trace_server import serve as serve_requests
-    from artifact.prefix_cache.simulation import SYSTEMS
 
     placement = placement or checkpoints
     capacity, host_capacity = round(capacity_mb * MB), _bytes(host_capacity_mb, MB)
-    chosen = System(SYSTEMS[system], capacity, host_capacity, alpha, block_size, parse_placement(placement))
+    chosen = System(
+        SIMULATED_SYSTEMS[system], capacity, host_capacity, alpha, block_size, parse_checkpoint_policy(placement)
+    )
     loaded = _load(trace, sessions_per_s)
     if requests is not None:
         loaded = loaded.head(requests)
-    built = build(model, device=device, seed=seed)
+    built = build_model(model, device=device, seed=seed)
     engine = chosen.engine(built, debug=debug)
     restored = False
     if restore is not None:
@@ -159,10 +160,10 @@ def conformance(
 ) -> None:
     """Compare prefills resumed from a model's states with cold ones; exit status 1 if they differ."""
     from artifact.prefix_cache.serving import resume_cases as suite
-    from artifact.prefix_cache.serving.hybrid_models import build
+    from artifact.prefix_cache.serving.hybrid_models import build_model
     from artifact.prefix_cache.serving.model_states import DoesNotResume, ModelStates
 
-    built = build(model, device=device, seed=seed)
+    built = build_model(model, device=device, seed=seed)
     try:
         states = ModelStates(built)
     except DoesNotResume as error:
@@ -186,6 +187,7 @@ def _bytes(amount: float | None, unit: int) -> int | None:
 
 
 def _load(trace: str, sessions_per_s: float | None) -> Any:
-    from artifact.prefix_cache.workloads.importers import load
 
-    return load(trace) if sessions_per_s is None else load(trace, sessions_per_s=sessions_per_s)
+    from artifact.prefix_cache import load_trace
+
+    return load_trace(trace, **({} if sessions_per_s is None else {"sessions_per_s": sessions_per_s}))

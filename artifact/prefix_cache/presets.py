@@ -1,7 +1,7 @@
 """Models by name: the paper's, and published hybrids from their public configurations.
 
 A published model's SSM FLOPs follow the paper's formula with its real inner width; its expert layers count the
-weights that one token meets (router left out). Recurrent states are in FP32 where the model asks for that
+weights that one token meets (router left out). Recurrent states are in FP32 if the model says so
 (`mamba_ssm_dtype` or the serving engines' default for gated delta nets), KV and convolution states in BF16.
 """
 
@@ -20,7 +20,6 @@ NEMOTRON_H_8B = HybridSpec(
     query_dim=32 * 128,
     kv_dim=8 * 128,
     d_inner=128 * 64,
-    state_width=128 * 64,
     conv_dim=128 * 64 + 2 * 8 * 128,
     mlp_parameters=2 * 4096 * 21504,
 )
@@ -36,7 +35,6 @@ JAMBA_1_5_MINI = HybridSpec(
     query_dim=32 * 128,
     kv_dim=8 * 128,
     d_inner=2 * 4096,
-    state_width=2 * 4096,
     conv_dim=2 * 4096,
     mlp_parameters=3 * 4096 * 14336 * 3 // 2,
 )
@@ -52,7 +50,6 @@ GRANITE_4_H_SMALL = HybridSpec(
     query_dim=32 * 128,
     kv_dim=8 * 128,
     d_inner=128 * 64,
-    state_width=128 * 64,
     conv_dim=128 * 64 + 2 * 128,
     mlp_parameters=3 * 4096 * (10 * 768 + 1536),
 )
@@ -68,7 +65,6 @@ QWEN3_NEXT_80B_A3B = HybridSpec(
     query_dim=16 * 256,
     kv_dim=2 * 256,
     d_inner=32 * 128,
-    state_width=32 * 128,
     conv_dim=2 * 16 * 128 + 32 * 128,
     mlp_parameters=3 * 2048 * (10 * 512 + 512),
 )
@@ -84,13 +80,13 @@ FALCON_H1_7B = HybridSpec(
     query_dim=12 * 128,
     kv_dim=2 * 128,
     d_inner=24 * 128,
-    state_width=24 * 128,
     conv_dim=24 * 128 + 2 * 256,
     mlp_parameters=3 * 3072 * 12288,
 )
 
-PUBLISHED = (NEMOTRON_H_8B, JAMBA_1_5_MINI, GRANITE_4_H_SMALL, QWEN3_NEXT_80B_A3B, FALCON_H1_7B)
-PRESETS = {spec.name: spec for spec in (MARCONI_7B, TRANSFORMER_7B, MAMBA_7B, *PUBLISHED)}
+PUBLISHED_HYBRIDS = (NEMOTRON_H_8B, JAMBA_1_5_MINI, GRANITE_4_H_SMALL, QWEN3_NEXT_80B_A3B, FALCON_H1_7B)
+PRESETS = {spec.name: spec for spec in (MARCONI_7B, TRANSFORMER_7B, MAMBA_7B, *PUBLISHED_HYBRIDS)}
+"""HybridSpec by name: the paper's models, then published hybrids."""
 
 
 def preset(name: str) -> HybridSpec:

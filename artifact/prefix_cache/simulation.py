@@ -1,4 +1,4 @@
-"""A trace through a cache: what each request reuses, and what that is worth in sum."""
+"""A trace through a cache: what each request reuses, and the sums."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from artifact.prefix_cache.index.admission import AtBranch, Placement
+from artifact.prefix_cache.index.admission import AtBranch, CheckpointPolicy
+from artifact.prefix_cache.index.base import INSERT, LOOKUP, Index, Operations
 from artifact.prefix_cache.index.block_cache import BlockCache
-from artifact.prefix_cache.index.cache import INSERT, LOOKUP, Operations, PrefixCache
+from artifact.prefix_cache.index.cache import PrefixCache
 from artifact.prefix_cache.index.eviction import FlopAware, Lru, Tuned
 from artifact.prefix_cache.index.fidelity import CORRECTED, Fidelity
-from artifact.prefix_cache.index.tiers import Index, TieredCache
+from artifact.prefix_cache.index.tiers import TieredCache
 from artifact.prefix_cache.spec import HybridSpec
-from artifact.prefix_cache.workloads.traces import Trace
+from artifact.prefix_cache.workloads.traces import RequestTrace
 
 GB = 10**9
 MARCONI, SGLANG, VLLM, VANILLA, INFINITE = "Marconi", "SGLang+", "vLLM+", "Vanilla", "Infinite cache"
-SYSTEMS = {"marconi": MARCONI, "sglang+": SGLANG, "vllm+": VLLM, "none": VANILLA, "infinite": INFINITE}
+SIMULATED_SYSTEMS = {"marconi": MARCONI, "sglang+": SGLANG, "vllm+": VLLM, "none": VANILLA, "infinite": INFINITE}
 """Labels of the systems by their names on the command line."""
 
 
@@ -38,7 +39,7 @@ class Replay:
     flops_saved: int
     peak_bytes: int
     alpha: float | None
-    """The alpha at the end; None where the system has none."""
+    """The alpha at the end; None if the system has none."""
     tuned: bool
     """Whether the tuner has run."""
     first_eviction_request: int | None
@@ -48,7 +49,7 @@ class Replay:
     """Checkpoints that stay reachable after their node is gone (0 with correction B8)."""
     seconds: float
     from_host_tokens: int = 0
-    """Of the hits, tokens that only the second tier had."""
+    """Those of the hit tokens that only the second tier had."""
 
     @property
     def token_hit_rate(self) -> float:
@@ -57,7 +58,7 @@ class Replay:
 
     @property
     def request_hit_rate(self) -> float:
-        """Requests that reuse any token, in [0, 1]. Nearly 1 wherever all sessions share a first token."""
+        """Requests that reuse any token, in [0, 1]. Nearly 1 if all sessions share a first token."""
         return float(np.mean(self.hit_tokens > 0))
 
     def summary(self) -> dict[str, object]:
@@ -77,7 +78,7 @@ class Replay:
         }
 
 
-def operations(trace: Trace) -> Operations:
+def operations(trace: RequestTrace) -> Operations:
     """A lookup of the input and an insertion of input and output for each request."""
     length = np.stack([trace.input_length, trace.input_length + trace.output_length], axis=1).ravel()
     kind = np.tile(np.array([LOOKUP, INSERT]), len(trace))
@@ -93,17 +94,19 @@ def index_for(
     block_size: int = 32,
     bootstrap_multiplier: int = 5,
     fidelity: Fidelity = CORRECTED,
-    placement: Placement = AtBranch(),  # noqa: B008 (frozen)
+    checkpoints: CheckpointPolicy = AtBranch(),  # noqa: B008 (frozen)
 ) -> Index:
     """The cache of a system (Marconi, SGLang+, vLLM+ or Infinite cache), empty; arguments as those of `replay`."""
     if system == VLLM:
-        if placement != AtBranch():
-            raise ValueError(f"{VLLM} has a checkpoint after every block, got the placement {placement}")
+        if checkpoints != AtBranch():
+            raise ValueError(f"{VLLM} has a checkpoint after every block, got {checkpoints}")
         return BlockCache(spec, capacity_bytes=capacity_bytes, block_size=block_size, fidelity=fidelity)
     eviction: Lru | FlopAware | Tuned = Lru()
     if system == MARCONI:
         eviction = Tuned(bootstrap_multiplier) if alpha is None else FlopAware(alpha)
-    return PrefixCache(spec, capacity_bytes=capacity_bytes, eviction=eviction, fidelity=fidelity, placement=placement)
+    return PrefixCache(
+        spec, capacity_bytes=capacity_bytes, eviction=eviction, fidelity=fidelity, checkpoints=checkpoints
+    )
 
 
 def tiered(index: Index, host_capacity_bytes: int | None, *, debug: bool = False) -> TieredCache:
@@ -115,7 +118,7 @@ def tiered(index: Index, host_capacity_bytes: int | None, *, debug: bool = False
 
 
 def replay(
-    trace: Trace,
+    trace: RequestTrace,
     spec: HybridSpec,
     *,
     system: str,
@@ -125,21 +128,21 @@ def replay(
     block_size: int = 32,
     bootstrap_multiplier: int = 5,
     fidelity: Fidelity = CORRECTED,
-    placement: Placement = AtBranch(),  # noqa: B008 (frozen)
+    checkpoints: CheckpointPolicy = AtBranch(),  # noqa: B008 (frozen)
 ) -> Replay:
-    """Run `trace` through one system (a label of SYSTEMS).
+    """Run `trace` through one system (a label of SIMULATED_SYSTEMS).
 
     host_capacity_bytes: of a second tier, which takes what the first evicts
     alpha:               fixes alpha for Marconi; without it the tuner runs
     block_size:          of vLLM+
-    placement:           of checkpoints, for all but vLLM+
+    checkpoints:         which checkpoints a request leaves, for all but vLLM+
     Raises:              ValueError for an unknown system, a capacity that is missing or not positive, an empty trace,
                          a second tier behind vLLM+
     """
     if len(trace) == 0:
         raise ValueError(f"a trace must hold a request, {trace.name} has none")
-    if system not in SYSTEMS.values():
-        raise ValueError(f"system must be one of {', '.join(SYSTEMS.values())}, got {system!r}")
+    if system not in SIMULATED_SYSTEMS.values():
+        raise ValueError(f"system must be one of {', '.join(SIMULATED_SYSTEMS.values())}, got {system!r}")
     if system == VANILLA:
         nothing = np.zeros(len(trace), np.int64)
         return Replay(system, nothing, nothing, trace.input_length, 0, 0, None, False, None, 0, 0, 0.0)
@@ -155,7 +158,7 @@ def replay(
         block_size=block_size,
         bootstrap_multiplier=bootstrap_multiplier,
         fidelity=fidelity,
-        placement=placement,
+        checkpoints=checkpoints,
     )
     began = time.perf_counter()
     from_host = np.zeros(0, np.int64)
@@ -182,7 +185,7 @@ def replay(
     )
 
 
-def request_table(result: Replay, trace: Trace) -> pd.DataFrame:
+def request_table(result: Replay, trace: RequestTrace) -> pd.DataFrame:
     """One row a request, in order: session, turn, input, output and hit tokens."""
     return pd.DataFrame(
         {

@@ -27,7 +27,7 @@ class Costs(NamedTuple):
 
 @dataclass(frozen=True)
 class HybridSpec:
-    """A model of attention, MLP and recurrent (SSM) layers, as far as its states cost bytes and FLOPs.
+    """The bytes and FLOPs of a model of attention, MLP and recurrent (SSM) layers.
 
     The defaults of the optional fields give the paper's formulas: attention over the whole model width, an MLP
     of four times the width, a recurrent state of `d_model * d_state` elements in the KV's precision. The
@@ -35,8 +35,8 @@ class HybridSpec:
     of the recurrent layers (`d_inner`), their convolution channels (`conv_dim`), the precision of the recurrent
     state, and the active width of gated or sparse MLPs (`mlp_parameters`: weights a token meets in one layer).
 
-    The paper's state has `d_model * d_state` elements although its layers expand the width by `expand`; real
-    Mamba-2 states have `d_inner * d_state` (`state_width`).
+    The paper's state has `d_model * d_state` elements although its layers expand the width by `expand`; with `d_inner`
+    it has `d_inner * d_state`, as in real Mamba-2, unless `state_width` says otherwise.
     """
 
     name: str
@@ -78,8 +78,12 @@ class HybridSpec:
     @property
     def recurrent_state_bytes(self) -> int:
         """The SSM state of one recurrent layer."""
-        width = self.d_model if self.state_width is None else self.state_width
-        return width * self.d_state * (self.state_bytes_per_element or self.bytes_per_element)
+        width = self.d_inner if self.state_width is None else self.state_width
+        return (
+            (self.d_model if width is None else width)
+            * self.d_state
+            * (self.state_bytes_per_element or self.bytes_per_element)
+        )
 
     @property
     def convolution_state_bytes(self) -> int:
@@ -165,19 +169,11 @@ class HybridSpec:
             self.kv_bytes_per_token,
         )
 
-    def with_layers(
-        self, num_ssm_layers: int, num_attention_layers: int, num_mlp_layers: int | None = None
-    ) -> HybridSpec:
+    def with_layers(self, num_ssm: int, num_attention: int, num_mlp: int | None = None) -> HybridSpec:
         """The same widths with another composition of layers (figure 12a)."""
-        mlp = self.num_mlp_layers if num_mlp_layers is None else num_mlp_layers
-        name = f"{self.name}-{num_ssm_layers}-{num_attention_layers}-{mlp}"
-        return replace(
-            self,
-            name=name,
-            num_ssm_layers=num_ssm_layers,
-            num_attention_layers=num_attention_layers,
-            num_mlp_layers=mlp,
-        )
+        mlp = self.num_mlp_layers if num_mlp is None else num_mlp
+        layers = {"num_ssm_layers": num_ssm, "num_attention_layers": num_attention, "num_mlp_layers": mlp}
+        return replace(self, name=f"{self.name}-{num_ssm}-{num_attention}-{mlp}", **layers)
 
     def with_state_dim(self, d_state: int) -> HybridSpec:
         """The same layers with another state dimension (figure 12b)."""

@@ -14,12 +14,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from artifact.prefix_cache.index.admission import EVERY_STATE, bytes_needed
-from artifact.prefix_cache.index.cache import PrefixCache, Rules, State, look_up, remove, store, used_bytes
+from artifact.prefix_cache.index.base import CacheContents
+from artifact.prefix_cache.index.cache import PrefixCache
 from artifact.prefix_cache.index.eviction import FlopAware
 from artifact.prefix_cache.index.fidelity import CORRECTED
+from artifact.prefix_cache.index.prefix_kernels import Rules, look_up, remove, store, used_bytes
 from artifact.prefix_cache.index.radix_tree import ALLOCATED, match
 from artifact.prefix_cache.spec import HybridSpec
-from artifact.prefix_cache.workloads.traces import Tokens, Trace
+from artifact.prefix_cache.workloads.traces import RequestTrace, Tokens
 
 NEVER = np.iinfo(np.int64).max
 
@@ -27,7 +29,7 @@ NEVER = np.iinfo(np.int64).max
 class Future:
     """When a prefix is looked up next: all inputs in lexicographic order, so that a prefix is a range of them."""
 
-    def __init__(self, trace: Trace) -> None:
+    def __init__(self, trace: RequestTrace) -> None:
         self._inputs = [trace.input(i) for i in range(len(trace))]
         keys = [tokens.astype(">u4").tobytes() for tokens in self._inputs]
         self._order: NDArray[np.int64] = np.array(sorted(range(len(trace)), key=keys.__getitem__), np.int64)
@@ -54,17 +56,17 @@ class Future:
         return best, min(whole, entered)
 
 
-def replay_clairvoyant(trace: Trace, spec: HybridSpec, *, capacity_bytes: int) -> NDArray[np.int64]:
+def replay_clairvoyant(trace: RequestTrace, spec: HybridSpec, *, capacity_bytes: int) -> NDArray[np.int64]:
     """Reused tokens of each request under the heuristic. [requests]"""
     cache = PrefixCache(spec, capacity_bytes=capacity_bytes, eviction=FlopAware(0.0), fidelity=CORRECTED)
-    rules, uses = cache.rules(), Uses(Future(trace))
+    rules, uses = cache.rules, Uses(Future(trace))
     hits = np.zeros(len(trace), np.int64)
     for now in range(len(trace)):
         sequence = trace.sequence(now)
-        hits[now] = look_up(cache.state, rules, trace.input(now))
+        hits[now] = look_up(cache.contents, rules, trace.input(now))
         if spec.sequence_bytes(len(sequence)) <= capacity_bytes:
             _make_room(cache, rules, sequence, uses, now)
-        cache.state, _ = store(cache.state, rules, sequence, EVERY_STATE)
+        cache.contents, _ = store(cache.contents, rules, sequence, EVERY_STATE)
     return hits
 
 
@@ -80,7 +82,7 @@ class Uses:
 
     def values(self, cache: PrefixCache, candidates: NDArray[np.intp], now: int) -> NDArray[np.float64]:
         """Tokens saved per request until they are saved, for each candidate."""
-        nodes = cache.state.tree.nodes
+        nodes = cache.contents.tree.nodes
         if len(self._value) < len(nodes):
             more = len(nodes) - len(self._value)
             self._value, self._until, self._length = (
@@ -103,16 +105,16 @@ def _make_room(cache: PrefixCache, rules: Rules, sequence: Tokens, uses: Uses, n
     """Evict until `sequence` fits."""
     spec = cache.spec
     while True:
-        tree = cache.state.tree
+        tree = cache.contents.tree
         found = match(tree, sequence, True)
-        states = len(cache.wanted(found.reused, found.raw, len(sequence)))
-        need = bytes_needed(rules.costs, states, len(sequence), found.raw)
+        states = len(cache.checkpoint_depths(found.resumable_tokens, found.matched_tokens, len(sequence)))
+        need = bytes_needed(rules.costs, states, len(sequence), found.matched_tokens)
         if used_bytes(tree, rules.costs) + need <= cache.capacity_bytes:
             return
         nodes = tree.nodes[: tree.counts[ALLOCATED]]
         leaf = nodes["num_children"] == 0
         may_go = (nodes["parent"] >= 0) & (leaf | ((nodes["num_children"] == 1) & (spec.checkpoint_bytes > 0)))
-        may_go[[found.deepest, found.last]] = False
+        may_go[[found.deepest, found.last_visited]] = False
         candidates = np.flatnonzero(may_go)
         if candidates.size == 0:
             return
@@ -120,12 +122,12 @@ def _make_room(cache: PrefixCache, rules: Rules, sequence: Tokens, uses: Uses, n
         worth = uses.values(cache, candidates, now) / (spec.checkpoint_bytes + kv_bytes)
         victim = int(candidates[np.argmin(worth)])
         uses.forget(victim)
-        state, _ = remove(cache.state, rules, victim)
-        cache.state = State(*state)
+        state, _ = remove(cache.contents, rules, victim)
+        cache.contents = CacheContents(*state)
 
 
 def _prefix(cache: PrefixCache, node: int) -> Tokens:
-    tree, pieces = cache.state.tree, []
+    tree, pieces = cache.contents.tree, []
     while node > 0:
         row = tree.nodes[node]
         pieces.append(tree.tokens[row["start"] : row["start"] + row["length"]])

@@ -13,9 +13,8 @@ from types import ModuleType
 
 os.environ |= {"TRITON_INTERPRET": "1", "MAMBA_DETERMINISTIC": "1", "CUDA_VISIBLE_DEVICES": ""}
 
+import reference_ssd as ours
 import torch
-
-from artifact.prefix_cache.serving import ssd as ours
 
 CHUNK = 32
 
@@ -76,7 +75,7 @@ def kernels(dtype, initial, length=96, positions=()):
     """The Triton kernels through the module's own call of them."""
     data, state = arguments(dtype, batch=1, length=length)
     state = state if initial else torch.zeros_like(state)
-    y, final, states = ours._scan_by_kernels(*data, state, CHUNK, list(positions))
+    y, final, states = ours._scan_by_kernels(data, state, CHUNK, list(positions))
     y_ours, final_ours, states_ours = ours.ssd(*data, initial_states=state, chunk_size=CHUNK, positions=positions)
     assert list(states) == list(states_ours) == list(positions)
     return difference((y, y_ours), (final, final_ours), *((states[p], states_ours[p]) for p in positions))

@@ -62,7 +62,23 @@ def common(a, b):
     return count
 
 
-class Tree:
+class Trie:
+    """What both trees count: their nodes, depth first, and the bytes of these."""
+
+    def nodes(self):
+        out, stack = [], list(reversed(self.root.children.values()))
+        while stack:
+            node = stack.pop()
+            out.append(node)
+            stack.extend(reversed(node.children.values()))
+        return out
+
+    def bytes(self):
+        nodes = self.nodes()
+        return len(nodes) * self.cost.checkpoint + self.cost.kv(sum(len(n.key) for n in nodes))
+
+
+class Tree(Trie):
     """One cache: SGLang+ when `alpha` is None, else Marconi with that alpha."""
 
     def __init__(self, capacity, cost=None, alpha=None, fixes=(), bootstrap=None):
@@ -76,18 +92,6 @@ class Tree:
         self.peak = 0
 
     # the tree
-    def nodes(self):
-        out, stack = [], list(reversed(self.root.children.values()))
-        while stack:
-            node = stack.pop()
-            out.append(node)
-            stack.extend(reversed(node.children.values()))
-        return out
-
-    def bytes(self):
-        nodes = self.nodes()
-        return len(nodes) * self.cost.checkpoint + self.cost.kv(sum(len(n.key) for n in nodes))
-
     def walk(self, key):
         full, visited, raw, node = [], [self.root], 0, self.root
         while len(key) and key[0] in node.children:
@@ -239,24 +243,12 @@ class Block:
         return self.ts < other.ts
 
 
-class BlockTree:
+class BlockTree(Trie):
     """vLLM+ as published: a trie of blocks, the last one partial, with the simulator's estimate of the room needed."""
 
     def __init__(self, capacity, block=32, cost=None):
         self.capacity, self.block, self.cost = capacity, block, cost or Cost()
         self.root, self.t, self.hits, self.peak = Block((), None, 0), 0, [], 0
-
-    def nodes(self):
-        out, stack = [], list(reversed(self.root.children.values()))
-        while stack:
-            node = stack.pop()
-            out.append(node)
-            stack.extend(reversed(node.children.values()))
-        return out
-
-    def bytes(self):
-        nodes = self.nodes()
-        return len(nodes) * self.cost.checkpoint + self.cost.kv(sum(len(n.key) for n in nodes))
 
     def match(self, key):
         node, visited, at = self.root, [], 0

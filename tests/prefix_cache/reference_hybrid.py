@@ -20,10 +20,10 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
+from reference_ssd import causal_convolution, ssd
 from torch import Tensor, nn
 from torch.nn import functional
 
-from artifact.prefix_cache.serving.ssd import causal_convolution, ssd
 from artifact.prefix_cache.spec import HybridSpec
 
 

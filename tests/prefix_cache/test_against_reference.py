@@ -9,7 +9,7 @@ from reference import BlockTree, Cost, Tree
 from artifact.prefix_cache.index.block_cache import BlockCache
 from artifact.prefix_cache.index.cache import PrefixCache
 from artifact.prefix_cache.index.eviction import NONE, NOW, FlopAware, Lru, Tuned, least_useful
-from artifact.prefix_cache.index.fidelity import ARTIFACT, CORRECTED, CORRECTIONS, Fidelity
+from artifact.prefix_cache.index.fidelity import CORRECTED, CORRECTIONS, PUBLISHED, Fidelity
 from artifact.prefix_cache.index.radix_tree import DEAD, ROOT
 from artifact.prefix_cache.spec import MARCONI_7B, HybridSpec
 
@@ -40,7 +40,7 @@ def test_every_hit_and_every_byte_equals_the_published_simulator(random_requests
         requests = random_requests(seed)
         oracle = Tree(capacity, SMALL_COST, alpha=alpha)
         eviction = Lru() if alpha is None else FlopAware(alpha)
-        cache = PrefixCache(SMALL, capacity_bytes=capacity, eviction=eviction, fidelity=ARTIFACT)
+        cache = PrefixCache(SMALL, capacity_bytes=capacity, eviction=eviction, fidelity=PUBLISHED)
         for inp, out in requests:
             assert cache.lookup(inp) == oracle.request(inp, out)
             cache.insert(inp + out)
@@ -64,7 +64,7 @@ def test_the_published_tuner_is_followed(random_requests):
     for seed in range(12):
         requests = random_requests(seed, count=150)
         oracle = Tree(20000, SMALL_COST, alpha=0.0, bootstrap=5)
-        cache = PrefixCache(SMALL, capacity_bytes=20000, eviction=Tuned(5), fidelity=ARTIFACT)
+        cache = PrefixCache(SMALL, capacity_bytes=20000, eviction=Tuned(5), fidelity=PUBLISHED)
         assert serve(cache, requests) == [oracle.request(inp, out) for inp, out in requests]
         assert cache.tuned == (oracle.tuned is not None)
         assert cache.alpha == oracle.alpha
@@ -77,7 +77,7 @@ def test_blocks_equal_the_published_baseline(random_requests, block):
     for seed in range(30):
         requests = random_requests(seed)
         oracle = BlockTree(9000, block, SMALL_COST)
-        cache = BlockCache(SMALL, capacity_bytes=9000, block_size=block, fidelity=ARTIFACT)
+        cache = BlockCache(SMALL, capacity_bytes=9000, block_size=block, fidelity=PUBLISHED)
         for inp, out in requests:
             assert cache.lookup(inp) == oracle.request(inp, out)
             cache.insert(inp + out)
@@ -86,7 +86,7 @@ def test_blocks_equal_the_published_baseline(random_requests, block):
 
 def brute_force(cache, alpha):
     """The victim by a scan of all nodes, from the tree's rows alone."""
-    nodes, order = cache.state.tree.nodes, cache.state.order
+    nodes, order = cache.contents.tree.nodes, cache.contents.order
     stack, preorder = [ROOT], []
     while stack:
         node = stack.pop()
@@ -127,9 +127,9 @@ def test_the_search_finds_the_victim_of_a_scan_of_all_nodes(seed, alpha, capacit
         known.append(sequence)
         cache.lookup(sequence[: rng.integers(1, len(sequence) + 1)])
         cache.insert(sequence)
-        cache.state.order.clock[NOW] += 1
-        assert least_useful(*cache.state, alpha) == brute_force(cache, alpha)
-        live = [n for n in range(1, cache.state.tree.counts[0]) if cache.state.tree.nodes[n]["parent"] != DEAD]
+        cache.contents.order.clock[NOW] += 1
+        assert least_useful(*cache.contents, alpha) == brute_force(cache, alpha)
+        live = [n for n in range(1, cache.contents.tree.counts[0]) if cache.contents.tree.nodes[n]["parent"] != DEAD]
         assert len(live) == cache.num_checkpoints
 
 

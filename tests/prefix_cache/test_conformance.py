@@ -9,7 +9,7 @@ import torch
 from transformers import cache_utils
 
 from artifact.prefix_cache.serving import resume_cases as suite
-from artifact.prefix_cache.serving.hybrid_models import TINY, build
+from artifact.prefix_cache.serving.hybrid_models import TINY, build_model
 from artifact.prefix_cache.serving.model_states import ModelStates
 
 torch.set_num_threads(1)
@@ -19,7 +19,7 @@ NOT_BY_DEFAULT = {"bamba-tiny": "position_ids", "jamba-tiny": "carried state"}
 
 @pytest.mark.parametrize("name", TINY)
 def test_every_class_conforms_and_those_that_do_not_by_default_are_told(name):
-    model = build(name, device="cpu")
+    model = build_model(name, device="cpu")
     states = ModelStates(model)
     table = suite.conformance(model, states=states)
     report = suite.summary(table, model, states)
@@ -38,12 +38,12 @@ def test_the_cases_have_every_kind_of_boundary():
     assert any(case.prefix % 32 == 0 for case in cases) and any(case.prefix % 32 for case in cases)
     assert any(case.prefix == 1 for case in cases)
     assert {case.pieces for case in cases} == {(1,), (7,), (35,), (3, 1, 32), (1, 1, 1, 1, 1)}
-    assert suite.chunk_of(build("nemotron-h-tiny", device="cpu")) == 32
+    assert suite.chunk_of(build_model("nemotron-h-tiny", device="cpu")) == 32
 
 
 def test_a_wrong_resume_is_told(monkeypatch):
     """A class that is right for the probe's lengths and wrong beyond them."""
-    states = ModelStates(build("granite-tiny", device="cpu"))
+    states = ModelStates(build_model("granite-tiny", device="cpu"))
     restore = states.restore
 
     def forgetful(segments, checkpoint, length):
@@ -112,7 +112,7 @@ def test_wrong_options_are_named_on_one_line_with_status_2(run, arguments, messa
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("name", TINY)
 def test_every_class_conforms_on_cuda(name):
-    model = build(name, device="cuda")
+    model = build_model(name, device="cuda")
     states = ModelStates(model)
     report = suite.summary(suite.conformance(model, states=states), model, states)
     assert report["resumes"] and report["tolerance"] == 2e-2 and report["device"].startswith("cuda")

@@ -6,7 +6,7 @@ import pytest
 from artifact.prefix_cache.index.block_cache import BlockCache
 from artifact.prefix_cache.index.cache import PrefixCache
 from artifact.prefix_cache.index.eviction import FlopAware, Lru, Tuned
-from artifact.prefix_cache.index.fidelity import ARTIFACT, CORRECTED, CORRECTIONS, Fidelity
+from artifact.prefix_cache.index.fidelity import CORRECTED, CORRECTIONS, PUBLISHED, Fidelity, fidelity_label
 from artifact.prefix_cache.index.radix_tree import DEAD, LIVE_TOKENS, NONE, ROOT, child_of
 from artifact.prefix_cache.spec import HybridSpec
 
@@ -70,14 +70,14 @@ def test_a_sequence_that_fits_is_cached_whole_and_one_that_cannot_is_refused(ran
 
 
 @pytest.mark.parametrize("eviction", EVICTIONS, ids=str)
-@pytest.mark.parametrize("fidelity", [ARTIFACT, CORRECTED], ids=["artifact", "corrected"])
+@pytest.mark.parametrize("fidelity", [PUBLISHED, CORRECTED], ids=["published", "corrected"])
 def test_counters_and_links_agree_with_the_tree(random_requests, eviction, fidelity):
     for seed in range(10):
         cache = make(eviction, 5000, fidelity=fidelity)
         for inp, out in random_requests(seed):
             cache.lookup(inp)
             cache.insert(inp + out)
-            tree, order = cache.state
+            tree, order = cache.contents
             live = [n for n in range(1, tree.counts[0]) if tree.nodes[n]["parent"] != DEAD]
             assert len(live) == cache.num_checkpoints
             assert sum(int(tree.nodes[n]["length"]) for n in live) == tree.counts[LIVE_TOKENS]
@@ -97,7 +97,7 @@ def test_counters_and_links_agree_with_the_tree(random_requests, eviction, fidel
 
 
 def test_the_published_walk_reports_a_hit_that_is_no_prefix_and_the_corrected_one_does_not():
-    for fidelity, expected in ((ARTIFACT, 2), (CORRECTED, 0)):
+    for fidelity, expected in ((PUBLISHED, 2), (CORRECTED, 0)):
         cache = make(Lru(), 10**6, fidelity=fidelity)
         cache.insert([1, 2, 3])
         cache.insert([1, 2, 3, 4, 5])
@@ -167,12 +167,15 @@ def test_without_the_last_correction_merged_states_stay_reachable(random_request
 
 
 def test_fidelity_is_parsed_and_its_mistakes_are_named():
-    assert Fidelity.parse("artifact") == ARTIFACT and Fidelity.parse("corrected") == CORRECTED
-    assert Fidelity.parse("artifact+B1+B8") == Fidelity(
+    assert Fidelity.parse("published") == Fidelity.parse("artifact") == PUBLISHED
+    assert Fidelity.parse("corrected") == CORRECTED
+    assert Fidelity.parse("artifact+B2") == Fidelity.parse("published+B2")
+    assert [fidelity_label(text) for text in ("artifact+B2", "corrected-B7")] == ["published+B2", "corrected-B7"]
+    assert Fidelity.parse("published+B1+B8") == Fidelity(
         **{name: name in ("leaf_bytes", "no_stale_states") for name in CORRECTIONS.values()}
     )
     assert not Fidelity.parse("corrected-B3").freed_memory
-    for wrong in ("exact", "artifact+B9", "corrected-", ""):
+    for wrong in ("exact", "published+B9", "corrected-", ""):
         with pytest.raises(ValueError, match="fidelity"):
             Fidelity.parse(wrong)
 

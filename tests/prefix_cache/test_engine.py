@@ -13,7 +13,7 @@ from artifact.prefix_cache.index.eviction import FlopAware, Lru
 from artifact.prefix_cache.index.tiers import TieredCache
 from artifact.prefix_cache.presets import MARCONI_7B
 from artifact.prefix_cache.serving.engine import HybridEngine
-from artifact.prefix_cache.serving.hybrid_models import TINY, build, spec_of
+from artifact.prefix_cache.serving.hybrid_models import TINY, build_model, spec_of
 from artifact.prefix_cache.serving.tensor_memory import TensorMemory
 from artifact.prefix_cache.serving.trace_server import System, serve
 from artifact.prefix_cache.simulation import MARCONI, SGLANG, VANILLA, VLLM
@@ -25,7 +25,7 @@ ROOM = 10**9
 
 @pytest.fixture(scope="module")
 def model():
-    return build("granite-tiny", device="cpu")
+    return build_model("granite-tiny", device="cpu")
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def trace():
 @pytest.mark.parametrize("name", TINY)
 def test_every_class_serves_from_its_states_what_a_cold_prefill_computes(name):
     """Two small tiers, so that states are split, joined, evicted, demoted and promoted on the way."""
-    model = build(name, device="cpu")
+    model = build_model(name, device="cpu")
     costs = spec_of(model)
     engine = engine_with(model, capacity=capacity_of(costs, 6, 400), host=capacity_of(costs, 12, 2000))
     largest, hits, from_host = 0.0, 0, 0
@@ -82,9 +82,9 @@ def test_every_class_serves_from_its_states_what_a_cold_prefill_computes(name):
     assert engine.cache.demoted_bytes > 0 and engine.cache.promoted_bytes > 0
 
 
-@pytest.mark.parametrize("placement", [AtBranch(), EndOnly(), ChunkAligned(16), EveryBlocks(8, 2)], ids=str)
-def test_checkpoints_of_every_placement_resume_exactly(model, spec, placement):
-    engine = engine_with(model, capacity=capacity_of(spec, 30, 1500), placement=placement)
+@pytest.mark.parametrize("checkpoints", [AtBranch(), EndOnly(), ChunkAligned(16), EveryBlocks(8, 2)], ids=str)
+def test_checkpoints_of_every_checkpoint_policy_resume_exactly(model, spec, checkpoints):
+    engine = engine_with(model, capacity=capacity_of(spec, 30, 1500), checkpoints=checkpoints)
     largest, hits = 0.0, 0
     for tokens in sequences(3, 50):
         decoded, request = engine.generate(tokens, 3)
@@ -93,7 +93,7 @@ def test_checkpoints_of_every_placement_resume_exactly(model, spec, placement):
             largest = max(largest, largest_difference(engine, again.tokens, again.logits))
             hits += again.hit_tokens
     assert largest <= 1e-5
-    assert (hits > 0) == (placement != EndOnly())  # what was decoded last is never a prefix of less
+    assert (hits > 0) == (checkpoints != EndOnly())  # what was decoded last is never a prefix of less
 
 
 def test_generated_tokens_are_those_without_a_cache(model):
@@ -155,12 +155,12 @@ def depths(engine):
 
 
 @pytest.mark.parametrize(
-    ("placement", "expected"),
+    ("checkpoints", "expected"),
     [(AtBranch(), {100, 80, 90}), (ChunkAligned(32), {100, 64, 90}), (EndOnly(), {100, 90})],
     ids=str,
 )
-def test_the_checkpoint_of_a_shared_input_is_taken_by_the_second_request(model, placement, expected):
-    engine = engine_with(model, placement=placement)
+def test_the_checkpoint_of_a_shared_input_is_taken_by_the_second_request(model, checkpoints, expected):
+    engine = engine_with(model, checkpoints=checkpoints)
     engine.finish(engine.prefill(np.arange(100)))
     second = np.concatenate((np.arange(80), np.arange(200, 210)))
     with engine.prefill(second) as request:
@@ -172,16 +172,16 @@ def test_the_checkpoint_of_a_shared_input_is_taken_by_the_second_request(model, 
         assert largest_difference(engine, third, request.logits) <= 1e-5
 
 
-@pytest.mark.parametrize("placement", [AtBranch(), ChunkAligned(4)], ids=str)
-def test_a_branch_point_among_decoded_tokens_gets_its_checkpoint(model, placement):
+@pytest.mark.parametrize("checkpoints", [AtBranch(), ChunkAligned(4)], ids=str)
+def test_a_branch_point_among_decoded_tokens_gets_its_checkpoint(model, checkpoints):
     """The second answer leaves the first within: no prefill passes there, so decoding must stop for it."""
-    engine = engine_with(model, placement=placement)
+    engine = engine_with(model, checkpoints=checkpoints)
     with engine.prefill(np.arange(10)) as request:
         engine.append(request, [20, 21, 22, 23, 24, 25])
     with engine.prefill(np.arange(10)) as request:
         for token in (20, 21, 22, 90, 91):  # one at a time, as decoding does
             engine.append(request, [token])
-    assert depths(engine) == {16, 15, 13 if placement == AtBranch() else 12}
+    assert depths(engine) == {16, 15, 13 if checkpoints == AtBranch() else 12}
 
 
 def test_requests_in_flight_keep_what_they_use_and_find_what_others_left(model, spec):
@@ -192,13 +192,13 @@ def test_requests_in_flight_keep_what_they_use_and_find_what_others_left(model, 
     assert one.hit_tokens == two.hit_tokens == 30
     for filler in range(4):  # would evict the shared prefix if nobody held it
         engine.finish(engine.prefill(np.arange(300 + 40 * filler, 340 + 40 * filler)))
-    assert engine.cache.index.find(np.arange(30, dtype=np.int32)).reused == 30
+    assert engine.cache.index.find(np.arange(30, dtype=np.int32)).resumable_tokens == 30
     for request in (one, two):
         engine.decode(request, 2)
         assert largest_difference(engine, request.tokens, request.logits) <= 1e-5
     engine.finish(two)
     engine.abort(one)
-    assert not engine.cache.index.state.order.pins.any()
+    assert not engine.cache.index.contents.order.pins.any()
     assert two.open is one.open is False
 
 
@@ -217,7 +217,7 @@ def test_a_failed_request_leaves_nothing_behind(model):
     engine.finish(engine.prefill(np.arange(20)))
     with pytest.raises(RuntimeError, match="client is gone"), engine.prefill(np.arange(25)):
         raise RuntimeError("client is gone")
-    assert depths(engine) == {20} and not engine.cache.index.state.order.pins.any()
+    assert depths(engine) == {20} and not engine.cache.index.contents.order.pins.any()
 
 
 def test_a_prefill_that_fails_holds_nothing(model, monkeypatch):
@@ -230,7 +230,7 @@ def test_a_prefill_that_fails_holds_nothing(model, monkeypatch):
     with monkeypatch.context() as patched, pytest.raises(torch.OutOfMemoryError):
         patched.setattr(engine.states, "run", fail)
         engine.prefill(np.arange(25))
-    assert not engine.cache.index.state.order.pins.any()
+    assert not engine.cache.index.contents.order.pins.any()
     assert engine.prefill(np.arange(25)).hit_tokens == 20
 
 
@@ -258,11 +258,11 @@ def test_served_hits_equal_simulated_hits_for_every_request_of_a_trace(model, sp
 
 
 @pytest.mark.parametrize(
-    ("placement", "checkpoints"), [(EndOnly(), 25), (ChunkAligned(8), 25), (EveryBlocks(8), 25), (EveryBlocks(8), 6)]
+    ("checkpoints", "room"), [(EndOnly(), 25), (ChunkAligned(8), 25), (EveryBlocks(8), 25), (EveryBlocks(8), 6)]
 )
-def test_served_hits_equal_simulated_hits_for_every_placement(model, spec, trace, placement, checkpoints):
+def test_served_hits_equal_simulated_hits_for_every_checkpoint_policy(model, spec, trace, checkpoints, room):
     """With room for 6 checkpoints many sequences do not fit, or push their own beginning out."""
-    system = System(MARCONI, capacity_of(spec, checkpoints, 800), alpha=0.5, placement=placement)
+    system = System(MARCONI, capacity_of(spec, room, 800), alpha=0.5, checkpoints=checkpoints)
     short = trace.head(120)
     table = serve(short, {MARCONI: system.engine(model, debug=True)})
     served = table[table["system"] == MARCONI]["hit_tokens"]
@@ -359,7 +359,7 @@ def test_a_plain_index_serves_as_well(model, spec):
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("name", TINY)
 def test_every_class_serves_from_its_states_on_cuda_in_bfloat16(name):
-    model = build(name, device="cuda")
+    model = build_model(name, device="cuda")
     costs = spec_of(model)
     engine = engine_with(model, capacity=capacity_of(costs, 6, 400), host=capacity_of(costs, 12, 2000))
     device, host = (tier.store.memory for tier in engine.cache.tiers)

@@ -10,8 +10,8 @@ import torch
 import transformers
 from safetensors.torch import load_file, save_file
 
-from artifact.prefix_cache.presets import PUBLISHED
-from artifact.prefix_cache.serving.hybrid_models import PRESETS, TINY, build, spec_of
+from artifact.prefix_cache.presets import PUBLISHED_HYBRIDS
+from artifact.prefix_cache.serving.hybrid_models import MODEL_CONFIGS, TINY, build_model, spec_of
 from artifact.prefix_cache.serving.model_states import ModelStates
 
 torch.set_num_threads(1)
@@ -68,7 +68,7 @@ def states_of(model, num_tokens):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", TINY)
 def test_bytes_from_the_configuration_are_those_of_the_real_tensors(name, dtype):
-    model = build(name, device="cpu", dtype=dtype)
+    model = build_model(name, device="cpu", dtype=dtype)
     held, spec = states_of(model, 5), spec_of(model)
     assert spec.kv_bytes(5) == held["kv"] > 0
     assert spec.logits_bytes == held["logits"]
@@ -78,7 +78,7 @@ def test_bytes_from_the_configuration_are_those_of_the_real_tensors(name, dtype)
 
 @pytest.mark.parametrize("name", TINY)
 def test_the_states_that_are_taken_out_have_the_bytes_of_the_configuration(name):
-    states = ModelStates(build(name, device="cpu"))
+    states = ModelStates(build_model(name, device="cpu"))
     spec = spec_of(states.model)
     running = states.start()
     states.run(running, range(9))
@@ -90,10 +90,10 @@ def test_the_states_that_are_taken_out_have_the_bytes_of_the_configuration(name)
 
 def test_the_nine_presets_are_nine_classes():
     assert len(TINY) == 9
-    assert len({PRESETS[name].config_class for name in TINY}) == 9
+    assert len({MODEL_CONFIGS[name].config_class for name in TINY}) == 9
 
 
-@pytest.mark.parametrize("published", PUBLISHED, ids=lambda spec: spec.name)
+@pytest.mark.parametrize("published", PUBLISHED_HYBRIDS, ids=lambda spec: spec.name)
 def test_a_published_configuration_costs_what_its_preset_says(published):
     """The presets were typed from the configurations by hand; here their formulas read them."""
     spec = spec_of(PUBLISHED_CONFIGS[published.name], torch.bfloat16)
@@ -118,7 +118,7 @@ MLP_MODULES = {
 
 @pytest.mark.parametrize("name", MLP_MODULES)
 def test_weights_of_the_mlps_are_those_of_the_modules(name):
-    model = build(name, device="cpu")
+    model = build_model(name, device="cpu")
     spec = spec_of(model)
     weights = [
         tensor.numel()
@@ -130,7 +130,7 @@ def test_weights_of_the_mlps_are_those_of_the_modules(name):
 
 def test_a_shared_transformer_counts_every_weight_that_a_token_meets():
     """Zamba2's attention of twice the width, its MLP, the projection after them, and one of two sets of adapters."""
-    model = build("zamba2-tiny", device="cpu")
+    model = build_model("zamba2-tiny", device="cpu")
     spec, hybrid = spec_of(model), model.model.layers[2]
     modules = (hybrid.shared_transformer.self_attn, hybrid.shared_transformer.feed_forward, hybrid.linear)
     weights = sum(
@@ -159,16 +159,16 @@ def test_a_seed_gives_the_same_weights_and_leaves_torch_as_it_was():
     torch.manual_seed(7)
     expected = torch.rand(3)
     torch.manual_seed(7)
-    one, same, other = (build("granite-tiny", device="cpu", seed=seed).state_dict() for seed in (1, 1, 2))
+    one, same, other = (build_model("granite-tiny", device="cpu", seed=seed).state_dict() for seed in (1, 1, 2))
     assert torch.equal(torch.rand(3), expected)
     assert all(torch.equal(one[name], same[name]) for name in one)
     assert not torch.equal(one["lm_head.weight"], other["lm_head.weight"])
 
 
 def test_a_checkpoints_folder_is_loaded(tmp_path):
-    model = build("lfm2-tiny", device="cpu", seed=3)
+    model = build_model("lfm2-tiny", device="cpu", seed=3)
     model.save_pretrained(tmp_path)
-    loaded = build(str(tmp_path), device="cpu")
+    loaded = build_model(str(tmp_path), device="cpu")
     assert not loaded.training and loaded.dtype == torch.float32
     assert all(torch.equal(loaded.state_dict()[name], tensor) for name, tensor in model.state_dict().items())
     assert spec_of(loaded).checkpoint_bytes == spec_of(model).checkpoint_bytes
@@ -179,18 +179,18 @@ def test_an_unknown_name_is_refused_with_the_names_there_are(name):
     with pytest.raises(
         ValueError, match=r"model must be one of nemotron-h-tiny, .*granite-small, .*hub, got "
     ) as error:
-        build(name)
+        build_model(name)
     assert repr(name) in f"{error.value}"
 
 
 def test_a_folder_without_a_model_is_refused_in_one_line(tmp_path):
     with pytest.raises(ValueError, match=r"cannot be loaded: ") as error:
-        build(str(tmp_path))
+        build_model(str(tmp_path))
     assert "\n" not in f"{error.value}"
 
 
 def test_a_checkpoint_that_lacks_a_weight_is_refused_and_a_tied_one_lacks_none(tmp_path):
-    model = build("granite-tiny", device="cpu")
+    model = build_model("granite-tiny", device="cpu")
     model.save_pretrained(tmp_path / "whole")
     tied = json.loads((tmp_path / "whole" / "config.json").read_text()) | {"tie_word_embeddings": True}
     weights = load_file(tmp_path / "whole" / "model.safetensors")
@@ -200,15 +200,15 @@ def test_a_checkpoint_that_lacks_a_weight_is_refused_and_a_tied_one_lacks_none(t
         (folder / "config.json").write_text(json.dumps(config))
         kept = {key: tensor for key, tensor in weights.items() if key not in ("lm_head.weight", lost)}
         save_file(kept, folder / "model.safetensors", {"format": "pt"})
-    assert build(str(tmp_path / "tied"), device="cpu").dtype == torch.float32
+    assert build_model(str(tmp_path / "tied"), device="cpu").dtype == torch.float32
     with pytest.raises(ValueError, match=r"cannot be loaded: it must hold every weight, lacks model\.norm\.weight"):
-        build(str(tmp_path / "lacking"), device="cpu")
+        build_model(str(tmp_path / "lacking"), device="cpu")
 
 
 @pytest.mark.parametrize("broken", ["weights", "width", "type", "heads"])
 def test_a_checkpoint_that_is_not_right_is_refused_in_one_line(tmp_path, broken):
     """Each raises a class of its own in transformers."""
-    build("granite-tiny", device="cpu").save_pretrained(tmp_path)
+    build_model("granite-tiny", device="cpu").save_pretrained(tmp_path)
     if broken == "weights":
         file = tmp_path / "model.safetensors"
         file.write_bytes(file.read_bytes()[:-100])
@@ -219,14 +219,14 @@ def test_a_checkpoint_that_is_not_right_is_refused_in_one_line(tmp_path, broken)
         config = tmp_path / "config.json"
         config.write_text(json.dumps(json.loads(config.read_text()) | change))
     with pytest.raises(ValueError, match=r"^model '.*' cannot be loaded: \w") as error:
-        build(str(tmp_path), device="cpu")
+        build_model(str(tmp_path), device="cpu")
     assert "\n" not in f"{error.value}"
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a CUDA device is there")
 def test_cuda_is_refused_where_there_is_none():
     with pytest.raises(ValueError, match="device cuda must be there, got none: "):
-        build("lfm2-tiny", device="cuda")
+        build_model("lfm2-tiny", device="cuda")
 
 
 def test_a_class_without_formulas_is_refused():
@@ -244,7 +244,7 @@ def test_the_simulators_start_without_torch():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("name", TINY)
 def test_bytes_on_cuda_are_those_of_the_configuration(name):
-    model = build(name)
+    model = build_model(name)
     assert model.device.type == "cuda" and model.dtype == torch.bfloat16
     states = ModelStates(model)
     spec = spec_of(model)

@@ -8,7 +8,7 @@ import torch
 import transformers
 from transformers import cache_utils
 
-from artifact.prefix_cache.serving.hybrid_models import TINY, build
+from artifact.prefix_cache.serving.hybrid_models import TINY, build_model
 from artifact.prefix_cache.serving.model_states import ModelStates, Tolerance
 
 torch.set_num_threads(1)
@@ -20,7 +20,7 @@ SEQUENCES, SPLITS = 20, 10  # 200 cases a class
 @pytest.fixture(scope="module")
 def states_by_name():
     """Each model once."""
-    return {name: ModelStates(build(name, device="cpu")) for name in TINY}
+    return {name: ModelStates(build_model(name, device="cpu")) for name in TINY}
 
 
 @pytest.fixture(params=TINY)
@@ -137,7 +137,7 @@ def test_a_model_that_loses_its_states_is_refused(monkeypatch):
 
     monkeypatch.setattr(cache_utils.LinearAttentionLayer, "update_recurrent_state", lose)
     with pytest.raises(ValueError, match=r"^GraniteMoeHybridForCausalLM does not resume .* by \d\.\de[-+]\d\d in"):
-        ModelStates(build("granite-tiny", device="cpu"))
+        ModelStates(build_model("granite-tiny", device="cpu"))
 
 
 def test_a_sliding_window_is_refused():
@@ -260,7 +260,7 @@ def test_a_difference_is_absolute_for_small_logits_and_relative_for_large_ones()
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 @pytest.mark.parametrize("name", TINY)
 def test_random_splits_on_cuda_in_bfloat16(name):
-    states, rng = ModelStates(build(name)), np.random.default_rng(TINY.index(name))
+    states, rng = ModelStates(build_model(name)), np.random.default_rng(TINY.index(name))
     assert states.device.type == "cuda" and states.tolerance.limit == 2e-2
     for _ in range(SEQUENCES):
         tokens = rng.integers(1024, size=rng.integers(20, 121))

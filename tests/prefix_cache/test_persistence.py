@@ -15,14 +15,14 @@ from artifact.prefix_cache.index.eviction import FlopAware, Lru, Tuned
 from artifact.prefix_cache.index.tiers import TieredCache
 from artifact.prefix_cache.serving import persistence
 from artifact.prefix_cache.serving.engine import HybridEngine
-from artifact.prefix_cache.serving.hybrid_models import build, fingerprint, spec_of
+from artifact.prefix_cache.serving.hybrid_models import build_model, fingerprint, spec_of
 
 torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="module")
 def model():
-    return build("granite-tiny", device="cpu")
+    return build_model("granite-tiny", device="cpu")
 
 
 def make(model, kind="two tiers", capacity=300_000, eviction=FlopAware(0.5)):  # noqa: B008 (frozen)
@@ -130,8 +130,8 @@ def test_one_changed_byte_anywhere_is_refused(model, saved):
 
 def test_a_cache_of_another_model_or_of_other_rules_is_refused(model, saved, tmp_path):
     _, path = saved
-    other = build("granite-tiny", device="cpu", seed=1)
-    assert fingerprint(other) != fingerprint(model) == fingerprint(build("granite-tiny", device="cpu"))
+    other = build_model("granite-tiny", device="cpu", seed=1)
+    assert fingerprint(other) != fingerprint(model) == fingerprint(build_model("granite-tiny", device="cpu"))
     with pytest.raises(ValueError, match=r"must hold states of the model \w{12}, got those of \w{12}"):
         make(other).load(path)
     for options in ({"capacity": 400_000}, {"kind": "one tier"}, {"eviction": FlopAware(0.6)}):

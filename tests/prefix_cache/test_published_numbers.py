@@ -1,34 +1,34 @@
-"""The published numbers on the paper's own ShareGPT trace, exactly, with fidelity `artifact`."""
+"""The published numbers on the paper's own ShareGPT trace, exactly, with fidelity `published`."""
 
 import numpy as np
 import pytest
 
-from artifact.prefix_cache.index.fidelity import ARTIFACT, CORRECTED, Fidelity
+from artifact.prefix_cache.index.fidelity import CORRECTED, PUBLISHED, Fidelity
 from artifact.prefix_cache.simulation import GB, INFINITE, MARCONI, SGLANG, VANILLA, VLLM, replay
 from artifact.prefix_cache.spec import MARCONI_7B
 from artifact.prefix_cache.workloads.importers import sharegpt as sharegpt_at
 from figures.marconi.latency import p95_ms, ttft_ms
 
-PUBLISHED = {  # token hit rate in %, FLOPs saved in 1e12
+EXPECTED = {  # token hit rate in %, FLOPs saved in 1e12
     VLLM: (5.2087, 987.0723),
     SGLANG: (48.8750, 9283.8053),
     MARCONI: (52.6446, 9999.6325),
 }
 
 
-def rate(trace, system, capacity_gb=3, spec=MARCONI_7B, fidelity=ARTIFACT, **options):
+def rate(trace, system, capacity_gb=3, spec=MARCONI_7B, fidelity=PUBLISHED, **options):
     result = replay(trace, spec, system=system, capacity_bytes=capacity_gb * GB, fidelity=fidelity, **options)
     return round(100 * result.token_hit_rate, 4)
 
 
-@pytest.mark.parametrize("system", PUBLISHED)
+@pytest.mark.parametrize("system", EXPECTED)
 def test_hits_and_flops_at_three_gigabytes(sharegpt, system):
-    result = replay(sharegpt, MARCONI_7B, system=system, capacity_bytes=3 * GB, fidelity=ARTIFACT)
-    assert (round(100 * result.token_hit_rate, 4), round(result.flops_saved / 1e12, 4)) == PUBLISHED[system]
+    result = replay(sharegpt, MARCONI_7B, system=system, capacity_bytes=3 * GB, fidelity=PUBLISHED)
+    assert (round(100 * result.token_hit_rate, 4), round(result.flops_saved / 1e12, 4)) == EXPECTED[system]
 
 
 def test_the_tuner_fires_where_it_did(sharegpt):
-    result = replay(sharegpt, MARCONI_7B, system=MARCONI, capacity_bytes=3 * GB, fidelity=ARTIFACT)
+    result = replay(sharegpt, MARCONI_7B, system=MARCONI, capacity_bytes=3 * GB, fidelity=PUBLISHED)
     assert (result.first_eviction_request, result.alpha, result.tuned) == (79, 0.0, True)
 
 
@@ -41,11 +41,11 @@ def test_static_alphas(sharegpt):
 @pytest.mark.parametrize(
     ("fidelity", "alpha", "expected"),
     [
-        ("artifact+B1", 0.0, 52.99),
-        ("artifact+B2", 1.0, 46.22),
-        ("artifact+B2+B3", 1.0, 53.83),
-        ("artifact+B2+B3", 0.5, 53.23),
-        ("artifact+B6", 1.0, 40.87),
+        ("published+B1", 0.0, 52.99),
+        ("published+B2", 1.0, 46.22),
+        ("published+B2+B3", 1.0, 53.83),
+        ("published+B2+B3", 0.5, 53.23),
+        ("published+B6", 1.0, 40.87),
     ],
 )
 def test_single_corrections(sharegpt, fidelity, alpha, expected):
@@ -71,7 +71,7 @@ def test_block_sizes(sharegpt, block, expected):
 )
 def test_layer_compositions(sharegpt, layers, expected):
     spec = MARCONI_7B.with_layers(*layers, 36)
-    assert tuple(round(rate(sharegpt, system, 5, spec), 2) for system in PUBLISHED) == expected
+    assert tuple(round(rate(sharegpt, system, 5, spec), 2) for system in EXPECTED) == expected
 
 
 @pytest.mark.parametrize(
@@ -85,14 +85,14 @@ def test_layer_compositions(sharegpt, layers, expected):
 )
 def test_state_dimensions(sharegpt, d_state, expected):
     spec = MARCONI_7B.with_state_dim(d_state)
-    found = [rate(sharegpt, system, 3, spec) for system in PUBLISHED]
+    found = [rate(sharegpt, system, 3, spec) for system in EXPECTED]
     assert found == pytest.approx(expected, abs=0.0051)
 
 
 def test_an_infinite_cache_is_the_ceiling(sharegpt):
     ceiling = replay(sharegpt, MARCONI_7B, system=INFINITE).token_hit_rate
     assert round(100 * ceiling, 4) == 93.4529
-    for system in PUBLISHED:
+    for system in EXPECTED:
         assert replay(sharegpt, MARCONI_7B, system=system, capacity_bytes=GB).token_hit_rate <= ceiling
 
 
@@ -103,10 +103,10 @@ def configurations(sharegpt):
     for sessions_per_s in (0.25, 0.5, 1, 2, 5, 10):
         trace = sharegpt_at(sessions_per_s=sessions_per_s)
         for capacity_gb in (1, 2, 3, 4, 5, 10):
-            for fidelity in (ARTIFACT, CORRECTED):
+            for fidelity in (PUBLISHED, CORRECTED):
                 results = {
                     system: replay(trace, MARCONI_7B, system=system, capacity_bytes=capacity_gb * GB, fidelity=fidelity)
-                    for system in (*PUBLISHED, VANILLA)
+                    for system in (*EXPECTED, VANILLA)
                 }
                 rows[fidelity, sessions_per_s, capacity_gb] = results
     return rows
@@ -115,12 +115,12 @@ def configurations(sharegpt):
 def column(configurations, fidelity, value):
     return {
         system: np.array([value(results[system]) for key, results in configurations.items() if key[0] == fidelity])
-        for system in (*PUBLISHED, VANILLA)
+        for system in (*EXPECTED, VANILLA)
     }
 
 
 def test_the_ratios_over_the_36_configurations(configurations):
-    rates = column(configurations, ARTIFACT, lambda result: result.token_hit_rate)
+    rates = column(configurations, PUBLISHED, lambda result: result.token_hit_rate)
     ratio, win = rates[MARCONI] / rates[VLLM], 100 * (rates[MARCONI] / rates[SGLANG] - 1)
     assert round(ratio.mean(), 2) == 7.33
     assert [round(x, 2) for x in np.percentile(ratio, [5, 50, 95])] == [3.95, 8.05, 9.85]
@@ -131,13 +131,13 @@ def test_the_ratios_over_the_36_configurations(configurations):
         29.1,
         -36.63,
     ]
-    fired = column(configurations, ARTIFACT, lambda result: result.tuned)[MARCONI]
-    positive = column(configurations, ARTIFACT, lambda result: (result.alpha or 0) > 0)[MARCONI]
+    fired = column(configurations, PUBLISHED, lambda result: result.tuned)[MARCONI]
+    positive = column(configurations, PUBLISHED, lambda result: (result.alpha or 0) > 0)[MARCONI]
     assert (fired.sum(), positive.sum()) == (32, 19)
 
 
 def test_the_reductions_of_the_p95_time_to_first_token(configurations):
-    times = column(configurations, ARTIFACT, lambda result: p95_ms(result.input_length - result.hit_tokens))
+    times = column(configurations, PUBLISHED, lambda result: p95_ms(result.input_length - result.hit_tokens))
     found = {}
     for system in (VANILLA, VLLM, SGLANG):
         less = times[system] - times[MARCONI]

@@ -18,7 +18,7 @@ from artifact.prefix_cache.simulation import (
     INFINITE,
     MARCONI,
     SGLANG,
-    SYSTEMS,
+    SIMULATED_SYSTEMS,
     VANILLA,
     VLLM,
     replay,
@@ -82,26 +82,26 @@ def test_the_request_table_has_a_row_for_each_request(chat):
 
 
 def test_the_choices_are_the_systems_and_the_presets():
-    assert get_args(commands.Simulated) == tuple(SYSTEMS)
-    assert set(SYSTEMS) - set(get_args(commands.Served)) == {"none", "infinite"}
+    assert get_args(commands.Simulated) == tuple(SIMULATED_SYSTEMS)
+    assert set(SIMULATED_SYSTEMS) - set(get_args(commands.Served)) == {"none", "infinite"}
     assert get_args(commands.Spec) == tuple(PRESETS)
 
 
-@pytest.mark.parametrize("system", SYSTEMS)
+@pytest.mark.parametrize("system", SIMULATED_SYSTEMS)
 def test_the_command_prints_what_the_replay_gives(tmp_path, chat, system):
     file = tmp_path / "trace.jsonl"
     write_jsonl(chat, file)
     done = run_command(file, "--system", system, "--capacity-gb", 1, "--json")
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
-    result = replay(chat, MARCONI_7B, system=SYSTEMS[system], capacity_bytes=GB)
+    result = replay(chat, MARCONI_7B, system=SIMULATED_SYSTEMS[system], capacity_bytes=GB)
     keys = ("requests", "input_tokens", "hit_tokens", "token_hit_rate", "request_hit_rate", "flops_saved", "peak_bytes")
     assert {key: report[key] for key in keys} == {key: result.summary()[key] for key in keys}
     assert {"alpha", "first_eviction_request", "seconds"} <= set(report)
     assert (report["alpha"] is None) == (system != "marconi")
 
 
-def test_the_command_simulates_a_second_tier_and_other_placements(tmp_path, chat, run):
+def test_the_command_simulates_a_second_tier_and_other_checkpoint_policies(tmp_path, chat, run):
     file = tmp_path / "trace.jsonl"
     write_jsonl(chat, file)
 
@@ -117,7 +117,7 @@ def test_the_command_simulates_a_second_tier_and_other_placements(tmp_path, chat
     assert (two["hit_tokens"], two["peak_bytes"]) == (result.hit_tokens.sum(), result.peak_bytes)
     ends = report("--checkpoints", "end")
     assert {**report("--placement", "end"), "seconds": 0} == {**ends, "seconds": 0}
-    result = replay(chat, MARCONI_7B, system=MARCONI, capacity_bytes=GB, alpha=0.5, placement=EndOnly())
+    result = replay(chat, MARCONI_7B, system=MARCONI, capacity_bytes=GB, alpha=0.5, checkpoints=EndOnly())
     assert ends["hit_tokens"] == result.hit_tokens.sum() != plain["hit_tokens"]
 
 

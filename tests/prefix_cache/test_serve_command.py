@@ -90,7 +90,7 @@ def test_a_cache_that_cannot_be_saved_is_one_line_after_the_report(run, trace):
         (("synthetic-chat", "--capacity-mb", 1, "--system", "none"), "--system must be one of marconi, sglang+, vllm+"),
         (("synthetic-chat", "--capacity-mb", 1, "--model", "gpt-2"), "model must be one of"),
         (("synthetic-chat", "--capacity-mb", 1, "--requests", 0), "--requests must be at least 1, got 0"),
-        (("synthetic-chat", "--capacity-mb", 1, "--placement", "middle"), "placement must be branch, end"),
+        (("synthetic-chat", "--capacity-mb", 1, "--placement", "middle"), "checkpoints must be branch, end"),
         (("synthetic-chat", "--capacity-mb", 1, "--alpha", -1), "--alpha must be at least 0, got -1"),
         (("synthetic-chat", "--capacity-mb", 1, "--alpha", "inf"), "alpha must be finite and not negative, got inf"),
         (("synthetic-chat", "--capacity-mb", "inf"), "--capacity-mb must be at most 1000000000000, got inf"),

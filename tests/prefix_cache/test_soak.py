@@ -10,7 +10,7 @@ from artifact.prefix_cache.index.cache import PrefixCache
 from artifact.prefix_cache.index.eviction import FlopAware, Lru
 from artifact.prefix_cache.index.tiers import TieredCache
 from artifact.prefix_cache.serving.engine import HybridEngine
-from artifact.prefix_cache.serving.hybrid_models import build, spec_of
+from artifact.prefix_cache.serving.hybrid_models import build_model, spec_of
 
 torch.set_num_threads(1)
 OPERATIONS = 10_000
@@ -30,7 +30,7 @@ def test_ten_thousand_random_operations(tmp_path):
 
     The debug mode compares index, stores and living tensors after every operation.
     """
-    model = build("granite-tiny", device="cpu")
+    model = build_model("granite-tiny", device="cpu")
     engine, rng = make(model), np.random.default_rng(0)
     known, in_flight = [np.empty(0, np.int64)], []
     counts = dict.fromkeys(("lookup", "insert", "abort", "decode", "save and load", "checked"), 0)
@@ -72,7 +72,7 @@ def test_ten_thousand_random_operations(tmp_path):
     memories = [tier.store.memory for tier in engine.cache.tiers]
     for tier in engine.cache.tiers:
         tier.check()
-        assert not tier.index.state.order.pins.any()
+        assert not tier.index.contents.order.pins.any()
     del engine, request, in_flight, tier
     gc.collect()
     assert [memory.held_bytes for memory in memories] == [0, 0]

@@ -2,7 +2,7 @@
 
 import pytest
 
-from artifact.prefix_cache.presets import PRESETS, PUBLISHED, preset
+from artifact.prefix_cache.presets import PRESETS, PUBLISHED_HYBRIDS, preset
 from artifact.prefix_cache.spec import MARCONI_7B, TRANSFORMER_7B, HybridSpec
 
 
@@ -34,7 +34,7 @@ def test_flops_saved_is_the_sum_of_the_prefills_that_are_not_done():
     assert MARCONI_7B.flops_saved([0, 10, 20]) == MARCONI_7B.prefill_flops(10) + MARCONI_7B.prefill_flops(20)
 
 
-@pytest.mark.parametrize("spec", PUBLISHED, ids=lambda spec: spec.name)
+@pytest.mark.parametrize("spec", PUBLISHED_HYBRIDS, ids=lambda spec: spec.name)
 def test_a_published_model_caches_less_kv_and_larger_states_than_the_papers(spec):
     assert spec.kv_bytes_per_token < MARCONI_7B.kv_bytes_per_token
     assert spec.checkpoint_bytes / spec.kv_bytes_per_token > MARCONI_7B.checkpoint_bytes / 65_536 / 2

@@ -10,13 +10,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import reference_ssd as module
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from reference_ssd import causal_convolution, ssd, ssd_step
 
 from artifact import hardware
-from artifact.prefix_cache.serving import ssd as module
-from artifact.prefix_cache.serving.ssd import causal_convolution, implementation, ssd, ssd_step
+from artifact.prefix_cache.serving.scan_choice import implementation
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 2e-2}
 """Of the largest value."""
@@ -249,7 +250,7 @@ def test_compiled_kernels_on_a_gpu_equal_the_scan_on_a_cpu(dtype):
     (x, dt, A, B, C, D), state = random_inputs(6, 2, 1000, 8, 64, 2, 64, torch.float32)
     arguments = (x.to(dtype), dt, A, B.to(dtype), C.to(dtype), D)
     options = {"chunk_size": 128, "positions": [0, 100, 128, 1000]}
-    y, final, at = module._scan(*(*arguments, state), 128, options["positions"])
+    y, final, at = module._scan(arguments, state, 128, options["positions"])
     on_gpu, gpu_final, gpu_at = ssd(*(each.cuda() for each in arguments), initial_states=state.cuda(), **options)
     assert on_gpu.is_cuda and list(gpu_at) == list(at)
     for found, expected in ((on_gpu, y), (gpu_final, final), *((gpu_at[p], at[p]) for p in at)):

@@ -1,4 +1,4 @@
-"""Placements of checkpoints, the stores that follow an index, and the second tier: no tensors, every decision."""
+"""Checkpoint policies, the stores that follow an index, and the second tier: no tensors, every decision."""
 
 import numpy as np
 import pytest
@@ -11,13 +11,14 @@ from artifact.prefix_cache.index.admission import (
     ChunkAligned,
     EndOnly,
     EveryBlocks,
-    parse_placement,
-    wanted_states,
+    checkpoint_depths,
+    parse_checkpoint_policy,
 )
+from artifact.prefix_cache.index.base import INSERT, LOOKUP, Operations
 from artifact.prefix_cache.index.block_cache import BlockCache
-from artifact.prefix_cache.index.cache import INSERT, LOOKUP, Operations, PrefixCache
+from artifact.prefix_cache.index.cache import PrefixCache
 from artifact.prefix_cache.index.eviction import NONE, NOW, FlopAware, Lru, Tuned, least_recent, least_useful
-from artifact.prefix_cache.index.fidelity import ARTIFACT
+from artifact.prefix_cache.index.fidelity import PUBLISHED
 from artifact.prefix_cache.index.radix_tree import ROOT
 from artifact.prefix_cache.index.tiers import TieredCache
 from artifact.prefix_cache.simulation import GB, MARCONI, SGLANG, VLLM, operations, replay
@@ -26,13 +27,13 @@ from artifact.prefix_cache.workloads import generators
 
 SMALL = HybridSpec("small", 3, 2, 3, d_model=8, d_state=2)
 CAPACITY = 8000
-PLACEMENTS = (AtBranch(), EndOnly(), ChunkAligned(4), EveryBlocks(2, 2))
+CHECKPOINT_POLICIES = (AtBranch(), EndOnly(), ChunkAligned(4), EveryBlocks(2, 2))
 POLICIES = (Lru(), FlopAware(0.0), FlopAware(0.7), Tuned())
 ROOM = 10**9
 
 
-def index(eviction=FlopAware(0.7), placement=AtBranch(), capacity=CAPACITY):  # noqa: B008 (frozen)
-    return PrefixCache(SMALL, capacity_bytes=capacity, eviction=eviction, placement=placement)
+def index(eviction=FlopAware(0.7), checkpoints=AtBranch(), capacity=CAPACITY):  # noqa: B008 (frozen)
+    return PrefixCache(SMALL, capacity_bytes=capacity, eviction=eviction, checkpoints=checkpoints)
 
 
 def serve(cache, requests):
@@ -65,9 +66,9 @@ def states_held(tier):
     return {path for node, path in paths.items() if tier.store.node_to_entry[node].checkpoint is not None}
 
 
-# placements ---------------------------------------------------------------------------------------------------------
+# checkpoint policies ------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize(
-    ("placement", "depths"),
+    ("checkpoints", "depths"),
     [
         (AtBranch(), {80, 100, 90}),
         (EndOnly(), {100, 90}),
@@ -78,21 +79,21 @@ def states_held(tier):
     ],
     ids=str,
 )
-def test_a_second_sequence_that_leaves_the_first_after_80_tokens_leaves_these_checkpoints(placement, depths):
+def test_a_second_sequence_that_leaves_the_first_after_80_tokens_leaves_these_checkpoints(checkpoints, depths):
     first = list(range(100))
     second = [*range(80), *range(200, 210)]
-    cache = TieredCache(index(placement=placement, capacity=ROOM), debug=True)
+    cache = TieredCache(index(checkpoints=checkpoints, capacity=ROOM), debug=True)
     serve(cache, [(first, []), (second, [])])
     mirrored(cache.device)
     assert {len(path) for path in states_held(cache.device)} == depths
     expected = max((depth for depth in depths if depth <= 80), default=0)
-    assert cache.index.find(np.array([*range(80), 300], np.int32)).reused == expected
+    assert cache.index.find(np.array([*range(80), 300], np.int32)).resumable_tokens == expected
     tokens = 110
     assert cache.index.used_bytes == len(depths) * SMALL.checkpoint_bytes + SMALL.kv_bytes(tokens)
 
 
 def test_a_state_is_added_where_paths_part_without_one():
-    cache = TieredCache(index(placement=EndOnly(), capacity=ROOM), debug=True)
+    cache = TieredCache(index(checkpoints=EndOnly(), capacity=ROOM), debug=True)
     serve(cache, [([1, 2, 3, 4], []), ([1, 2, 5], [])])  # parts after 2, without a state
     assert states_held(cache.device) == {(1, 2, 3, 4), (1, 2, 5)}
     serve(cache, [([1, 2], [])])
@@ -104,49 +105,48 @@ def test_only_states_that_the_caller_has_are_kept():
     cache = index(capacity=ROOM)
     cache.insert([1, 2, 3, 4])
     cache.insert([1, 2, 9], available=[3])
-    assert cache.num_checkpoints == 2 and cache.find(np.array([1, 2, 7], np.int32)).reused == 0
+    assert cache.num_checkpoints == 2 and cache.find(np.array([1, 2, 7], np.int32)).resumable_tokens == 0
     cache.insert([1, 2, 8], available=[2, 3])
-    assert cache.num_checkpoints == 4 and cache.find(np.array([1, 2, 7], np.int32)).reused == 2
+    assert cache.num_checkpoints == 4 and cache.find(np.array([1, 2, 7], np.int32)).resumable_tokens == 2
 
 
 @settings(deadline=None)
-@given(st.integers(0, 40), st.integers(0, 40), st.integers(1, 40), st.sampled_from(PLACEMENTS))
-def test_wanted_depths_ascend_lie_beyond_what_is_reused_and_end_with_the_sequence(reused, raw, length, placement):
-    reused = min(reused, raw, length)
-    raw = min(raw, length)
-    wanted = wanted_states(placement.rule(), reused, raw, length, reused, EVERY_STATE).tolist()
-    assert wanted == sorted(set(wanted))
-    assert all(reused < depth <= length for depth in wanted)
-    assert (wanted[-1:] == [length]) == (length > reused)
+@given(st.integers(0, 40), st.integers(0, 40), st.integers(1, 40), st.sampled_from(CHECKPOINT_POLICIES))
+def test_checkpoint_depths_ascend_beyond_the_resumed_tokens_to_the_end(resumable, matched, length, policy):
+    resumable, matched = min(resumable, matched, length), min(matched, length)
+    depths = checkpoint_depths(policy.rule(), resumable, matched, length, resumable, EVERY_STATE).tolist()
+    assert depths == sorted(set(depths))
+    assert all(resumable < depth <= length for depth in depths)
+    assert (depths[-1:] == [length]) == (length > resumable)
 
 
-def test_placements_by_name():
-    assert [parse_placement(text) for text in ("branch", "end", "chunk:32", "every:64")] == [
+def test_checkpoint_policies_by_name():
+    assert [parse_checkpoint_policy(text) for text in ("branch", "end", "chunk:32", "every:64")] == [
         AtBranch(),
         EndOnly(),
         ChunkAligned(32),
         EveryBlocks(64),
     ]
     for text in ("", "branches", "branch:3", "chunk", "every:x", "every:-1", "end:"):
-        with pytest.raises(ValueError, match="placement must be branch, end, chunk:TOKENS or every:TOKENS, got"):
-            parse_placement(text)
+        with pytest.raises(ValueError, match="checkpoints must be branch, end, chunk:TOKENS or every:TOKENS, got"):
+            parse_checkpoint_policy(text)
     for made, name in ((ChunkAligned, "chunk"), (EveryBlocks, "block_size")):
         with pytest.raises(ValueError, match=f"{name} must be positive and below 2\\*\\*31, got 0"):
             made(0)
         with pytest.raises(ValueError, match=f"{name} must be positive and below "):
             made(2**31)
-    with pytest.raises(ValueError, match="placement must be AtBranch"):
-        PrefixCache(SMALL, capacity_bytes=1, fidelity=ARTIFACT, placement=EndOnly())
+    with pytest.raises(ValueError, match="checkpoints must be AtBranch"):
+        PrefixCache(SMALL, capacity_bytes=1, fidelity=PUBLISHED, checkpoints=EndOnly())
 
 
 # the stores follow ----------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("placement", PLACEMENTS, ids=str)
+@pytest.mark.parametrize("checkpoints", CHECKPOINT_POLICIES, ids=str)
 @pytest.mark.parametrize("eviction", POLICIES, ids=str)
-def test_a_store_mirrors_its_index_after_every_operation(random_requests, eviction, placement):
+def test_a_store_mirrors_its_index_after_every_operation(random_requests, eviction, checkpoints):
     """And decisions do not depend on being followed; what is found is the longest prefix with a state."""
     for seed in range(6):
         requests = random_requests(seed)
-        plain, cache = index(eviction, placement), TieredCache(index(eviction, placement), debug=True)
+        plain, cache = index(eviction, checkpoints), TieredCache(index(eviction, checkpoints), debug=True)
         for inp, out in requests:
             held = states_held(cache.device)
             longest = max((len(path) for path in held if tuple(inp[: len(path)]) == path), default=0)
@@ -169,7 +169,7 @@ def brute_force(cache, alpha):
     """The victim by a scan of all nodes; efficiency over the nearest node above with a state."""
     live = {each.node: each for each in cache.live_nodes()}
     children = {node: [each for each in live.values() if each.parent == node] for node in (ROOT, *live)}
-    rows, order = cache.state.tree.nodes, cache.state.order
+    rows, order = cache.contents.tree.nodes, cache.contents.order
     preorder, stack = [], [ROOT]
     while stack:
         node = stack.pop()
@@ -200,15 +200,27 @@ def brute_force(cache, alpha):
     return candidates[utilities.index(min(utilities))]
 
 
-@pytest.mark.parametrize("placement", PLACEMENTS[1:], ids=str)
-def test_the_victim_is_that_of_a_scan_where_nodes_have_no_state(random_requests, placement):
+@pytest.mark.parametrize("checkpoints", CHECKPOINT_POLICIES[1:], ids=str)
+def test_the_victim_is_that_of_a_scan_where_nodes_have_no_state(random_requests, checkpoints):
     for seed in range(8):
-        cache = index(FlopAware(0.7), placement)
+        cache = index(FlopAware(0.7), checkpoints)
         for inp, out in random_requests(seed):
             cache.lookup(inp)
             cache.insert(inp + out)
-            cache.state.order.clock[NOW] += 1
-            assert least_useful(*cache.state, 0.7) == brute_force(cache, 0.7)
+            cache.contents.order.clock[NOW] += 1
+            assert least_useful(*cache.contents, 0.7) == brute_force(cache, 0.7)
+
+
+@pytest.mark.parametrize("checkpoints", CHECKPOINT_POLICIES, ids=str)
+@pytest.mark.parametrize("eviction", (Lru(), FlopAware(0.7)), ids=str)
+def test_no_insertion_leaves_more_bytes_than_the_capacity(random_requests, eviction, checkpoints):
+    """Also if an eviction merges a node of the matched path, which the match must then no longer name."""
+    for seed in range(20):
+        for capacity in (2000, CAPACITY):
+            cache = index(eviction, checkpoints, capacity=capacity)
+            for inp, out in random_requests(seed):
+                cache.insert(inp + out)
+                assert cache.used_bytes <= capacity
 
 
 # pins -----------------------------------------------------------------------------------------------------------------
@@ -255,7 +267,7 @@ def test_the_tuner_replays_as_if_nobody_held_anything():
     cache.insert([3, 3, 3, 3])  # the first eviction: the tuner's copy is taken
     copy = cache.index._tuner._snapshot
     assert not copy.order.pins.any() and least_recent(copy.order) == hit.node
-    assert cache.index.state.order.pins[hit.node] == 1 and least_recent(cache.index.state.order) != hit.node
+    assert cache.index.contents.order.pins[hit.node] == 1 and least_recent(cache.index.contents.order) != hit.node
 
 
 def test_pinned_blocks_stay_too():
@@ -310,16 +322,16 @@ def test_a_prefix_without_room_in_the_first_tier_is_resumed_from_the_second():
     cache.release(holding)
 
 
-@pytest.mark.parametrize("placement", PLACEMENTS, ids=str)
+@pytest.mark.parametrize("checkpoints", CHECKPOINT_POLICIES, ids=str)
 @pytest.mark.parametrize("eviction", POLICIES, ids=str)
 def test_two_tiers_hold_what_they_count_and_lose_nothing_while_the_second_has_room(
-    random_requests, eviction, placement
+    random_requests, eviction, checkpoints
 ):
     for seed in range(4):
         requests = random_requests(seed)
-        small = TieredCache(index(eviction, placement), index(Lru(), capacity=2 * CAPACITY), debug=True)
-        large = TieredCache(index(eviction, placement), index(Lru(), capacity=ROOM), debug=True)
-        endless, ever = index(eviction, placement, capacity=ROOM), set()
+        small = TieredCache(index(eviction, checkpoints), index(Lru(), capacity=2 * CAPACITY), debug=True)
+        large = TieredCache(index(eviction, checkpoints), index(Lru(), capacity=ROOM), debug=True)
+        endless, ever = index(eviction, checkpoints, capacity=ROOM), set()
         for request in requests:
             serve(small, [request])
             (hit,), (most,) = serve(large, [request]), serve(endless, [request])
@@ -347,7 +359,7 @@ def test_a_simulation_of_one_tier_is_the_compiled_one_and_a_second_tier_adds_hit
 
 
 def test_what_cannot_hold_states_is_refused():
-    defective = PrefixCache(SMALL, capacity_bytes=CAPACITY, fidelity=ARTIFACT)
+    defective = PrefixCache(SMALL, capacity_bytes=CAPACITY, fidelity=PUBLISHED)
     with pytest.raises(ValueError, match="an index must be of fidelity corrected to hold states"):
         TieredCache(defective)
     used = index()
@@ -359,7 +371,7 @@ def test_what_cannot_hold_states_is_refused():
     trace = generators.chat(num_sessions=1)
     with pytest.raises(ValueError, match="a second tier needs a PrefixCache"):
         replay(trace, MARCONI_7B, system=VLLM, capacity_bytes=GB, host_capacity_bytes=GB)
-    with pytest.raises(ValueError, match=r"vLLM\+ has a checkpoint after every block, got the placement EndOnly"):
-        replay(trace, MARCONI_7B, system=VLLM, capacity_bytes=GB, placement=EndOnly())
+    with pytest.raises(ValueError, match=r"vLLM\+ has a checkpoint after every block, got EndOnly"):
+        replay(trace, MARCONI_7B, system=VLLM, capacity_bytes=GB, checkpoints=EndOnly())
     with pytest.raises(ValueError, match="a hit must reuse a token to have states"):
         _ = TieredCache(index()).lookup([1]).path

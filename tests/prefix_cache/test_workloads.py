@@ -9,13 +9,13 @@ from artifact.datasets import DatasetUnavailable
 from artifact.prefix_cache.simulation import INFINITE, replay
 from artifact.prefix_cache.spec import MARCONI_7B
 from artifact.prefix_cache.workloads import generators, importers
-from artifact.prefix_cache.workloads.importers import block_hash_trace, load
+from artifact.prefix_cache.workloads.importers import block_hash_trace, load_trace
 from artifact.prefix_cache.workloads.traces import Session, chat_trace, collapsed_trace
 
 
 def real(name, **options):
     try:
-        return load(name, **options)
+        return load_trace(name, **options)
     except DatasetUnavailable as error:
         pytest.skip(f"{name} is not at hand: {error}")
 
@@ -166,9 +166,9 @@ def test_an_unavailable_trace_falls_back_to_a_synthetic_one_that_says_so(monkeyp
     monkeypatch.setenv("ARTIFACT_DATA_MIRROR", str(tmp_path))
     monkeypatch.setenv("ARTIFACT_CACHE", str(tmp_path))
     with pytest.raises(DatasetUnavailable):
-        load("sharegpt")
-    assert load("sharegpt", fallback=True, sessions_per_s=2).name == "synthetic-sharegpt"
-    assert load("swe-agent", fallback=True).name == "synthetic-swe-agent"
+        load_trace("sharegpt")
+    assert load_trace("sharegpt", fallback=True, sessions_per_s=2).name == "synthetic-sharegpt"
+    assert load_trace("swe-agent", fallback=True).name == "synthetic-swe-agent"
 
 
 @pytest.mark.parametrize(
@@ -181,4 +181,4 @@ def test_an_unavailable_trace_falls_back_to_a_synthetic_one_that_says_so(monkeyp
 )
 def test_a_wrong_source_or_option_is_named(source, options, message):
     with pytest.raises(ValueError, match=message):
-        load(source, **options)
+        load_trace(source, **options)

@@ -89,18 +89,14 @@ NOW, NEXT_PLACE = 0, 1
 LATEST = np.iinfo(np.int64).max
 
 
-def empty_order(nodes: int = 64) -> Order:
-    """The order of a tree that holds only the root."""
-    return _new_order(nodes)
-
-
 def copy_order(order: Order) -> Order:
     """An independent copy."""
     return Order(*(array.copy() for array in order))
 
 
 @njit(cache=True)
-def _new_order(nodes):
+def empty_order(nodes=64):
+    """The order of a tree that holds only the root."""
     size = 2 * nodes
     return Order(
         np.zeros(nodes, np.int64),
@@ -119,7 +115,7 @@ def with_capacity(order, nodes):
     """The order for a tree with room for `nodes` nodes."""
     if nodes <= len(order.position):
         return order
-    grown = _new_order(nodes)
+    grown = empty_order(nodes)
     known = len(order.position)
     grown.last_access[:known] = order.last_access
     grown.position[:known] = order.position
@@ -138,11 +134,8 @@ def _repack(order, packed):
         node = order.owner[old]
         if node == NONE:
             continue
-        low, high, oldest = (
-            order.low[old_size + old],
-            order.high[old_size + old],
-            order.oldest[old_size + old],
-        )
+        leaf = old_size + old
+        low, high, oldest = order.low[leaf], order.high[leaf], order.oldest[leaf]
         order.owner[old] = NONE
         packed.owner[place] = node
         packed.position[node] = place
@@ -177,11 +170,22 @@ def _set(order, place, low, high, oldest):
 
 
 @njit(cache=True)
+def admit(order, node, efficiency):
+    """The node may be evicted, with this efficiency, at its last access."""
+    _set(order, order.position[node], efficiency, efficiency, order.last_access[node])
+
+
+@njit(cache=True)
+def exclude(order, node):
+    """The node may not be evicted."""
+    _set(order, order.position[node], np.inf, -np.inf, LATEST)
+
+
+@njit(cache=True)
 def forget(order, node):
     """Take a node out of the order."""
-    place = order.position[node]
-    _set(order, place, np.inf, -np.inf, LATEST)
-    order.owner[place] = NONE
+    exclude(order, node)
+    order.owner[order.position[node]] = NONE
     order.position[node] = NONE
 
 
@@ -222,7 +226,7 @@ def inherit(order, heir, node):
 def flop_efficiency(tree, node, costs, fixes):
     """FLOPs that a hit on the node saves over a hit on its parent, for each byte (Marconi, section 4.3).
 
-    Where the parent has no state, over a hit on the nearest node above that has one.
+    If the parent has no state: over a hit on the nearest node above that has one.
     """
     row = tree.nodes[node]
     total, prefix = row.depth, resumable_depth(tree, node)
@@ -246,14 +250,12 @@ def refresh(tree, order, node, costs, fixes, lru):
     """Enter or leave the nodes that may go, after a change of the node's children, edge, access or pins."""
     if node == ROOT:
         return
-    place = order.position[node]
     children = tree.nodes[node].num_children
     frees_nothing = children == 1 and costs.checkpoint_bytes == 0 and fixes.freed_memory
     if order.pins[node] > 0 or children > (0 if lru else 1) or frees_nothing or not tree.nodes[node].state:
-        _set(order, place, np.inf, -np.inf, LATEST)
-        return
-    efficiency = 0.0 if lru else flop_efficiency(tree, node, costs, fixes)
-    _set(order, place, efficiency, efficiency, order.last_access[node])
+        exclude(order, node)
+    else:
+        admit(order, node, 0.0 if lru else flop_efficiency(tree, node, costs, fixes))
 
 
 @njit(cache=True)
@@ -292,6 +294,15 @@ def _normalised(value, low, high):
 
 
 @njit(cache=True)
+def _least_utility(order, i, alpha, stalest, freshest):
+    """A lower bound of the utility in a range: its least efficiency with its oldest access; infinite if it is empty."""
+    if order.oldest[i] == LATEST:
+        return np.inf
+    recency = _normalised(1.0 / (order.clock[NOW] - order.oldest[i]), stalest, freshest)
+    return alpha * _normalised(order.low[i], order.low[1], order.high[1]) + recency
+
+
+@njit(cache=True)
 def least_useful(tree, order, alpha):
     """The node of lowest utility among those that may go, or NONE: the first in depth-first order on a tie.
 
@@ -302,7 +313,6 @@ def least_useful(tree, order, alpha):
     if order.oldest[1] == LATEST:
         return np.int32(NONE)
     now, size = order.clock[NOW], len(order.owner)
-    low, high = order.low[1], order.high[1]
     i = 1
     while i < size:
         i = 2 * i + 1 if order.oldest[2 * i + 1] != LATEST else 2 * i
@@ -321,23 +331,16 @@ def least_useful(tree, order, alpha):
             if bounds[depth] < best_utility or comes_before(tree, node, best):
                 best_utility, best = bounds[depth], node
             continue
-        left, right = 2 * i, 2 * i + 1
-        bound_left, bound_right = np.inf, np.inf
-        if order.oldest[left] != LATEST:
-            recency = _normalised(1.0 / (now - order.oldest[left]), stalest, freshest)
-            bound_left = alpha * _normalised(order.low[left], low, high) + recency
-        if order.oldest[right] != LATEST:
-            recency = _normalised(1.0 / (now - order.oldest[right]), stalest, freshest)
-            bound_right = alpha * _normalised(order.low[right], low, high) + recency
-        first, second = left, right
-        if bound_right < bound_left:
-            first, second = right, left
-            bound_left, bound_right = bound_right, bound_left
-        if bound_right <= best_utility and bound_right != np.inf:
-            stack[depth], bounds[depth] = second, bound_right
+        better, worse = 2 * i, 2 * i + 1
+        bound_better = _least_utility(order, better, alpha, stalest, freshest)
+        bound_worse = _least_utility(order, worse, alpha, stalest, freshest)
+        if bound_worse < bound_better:
+            better, worse, bound_better, bound_worse = worse, better, bound_worse, bound_better
+        if bound_worse <= best_utility and bound_worse != np.inf:
+            stack[depth], bounds[depth] = worse, bound_worse
             depth += 1
-        if bound_left <= best_utility and bound_left != np.inf:
-            stack[depth], bounds[depth] = first, bound_left
+        if bound_better <= best_utility and bound_better != np.inf:
+            stack[depth], bounds[depth] = better, bound_better
             depth += 1
     return best
 

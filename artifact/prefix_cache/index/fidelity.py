@@ -1,4 +1,4 @@
-"""What the published simulator does, and the corrections to it, each a switch of its own.
+"""What the published simulator does, and the corrections to it, one switch for each.
 
 B1 to B8 number the defects as this project's notebooks do.
 """
@@ -28,8 +28,8 @@ class Fidelity:
     leaf_bytes:        B1. A leaf's eviction counts the victim's bytes, not those of the last candidate.
     mlp_saving:        B2. An MLP saves F(depth) - F(parent depth) of the MLP, not of attention at the parent.
     freed_memory:      B3. Efficiency divides by the bytes that the eviction frees, not by the whole path's.
-    pin_path:          B4. The matched path is not evicted to make room for its own continuation, and the room
-                       asked for is the room needed.
+    pin_path:          B4. The matched path is not evicted to make room for its own continuation, and exactly the
+                       bytes needed are freed.
     refuse_oversized:  B5. A sequence that cannot fit is served but not cached.
     true_prefix:       B6. Matching stops where an edge diverges; a hit is a prefix of the request.
     robust_tuner:      B7. The tuner replays its window from a snapshot, maximises the token hit rate, breaks ties
@@ -53,13 +53,15 @@ class Fidelity:
 
     @staticmethod
     def parse(text: str) -> Fidelity:
-        """`artifact` or `corrected`, then any of `+B3` and `-B3`: "artifact+B1", "corrected-B7".
+        """`published` or `corrected`, then any of `+B3` and `-B3`: "published+B1", "corrected-B7".
+
+        `artifact` is another spelling of `published`.
 
         Raises: ValueError naming what is not known.
         """
-        head, *changes = text.replace("-", "\n-").replace("+", "\n+").split("\n")
-        if head not in ("artifact", "corrected"):
-            raise ValueError(f"fidelity must start with artifact or corrected, got {text!r}")
+        head, *changes = fidelity_label(text).replace("-", "\n-").replace("+", "\n+").split("\n")
+        if head not in ("published", "corrected"):
+            raise ValueError(f"fidelity must start with published or corrected, got {text!r}")
         values = dict.fromkeys(CORRECTIONS.values(), head == "corrected")
         for change in changes:
             if change[1:] not in CORRECTIONS:
@@ -68,8 +70,16 @@ class Fidelity:
         return Fidelity(**values)
 
 
+def fidelity_label(text: str) -> str:
+    """The text of a fidelity as tables and reports store it: `artifact`, an older spelling, becomes `published`."""
+    return "published" + text.removeprefix("artifact") if text.startswith("artifact") else text
+
+
 CORRECTIONS = {f"B{number}": field.name for number, field in enumerate(fields(Fidelity), start=1)}
 """Correction by its number."""
 
-ARTIFACT = Fidelity.parse("artifact")
+PUBLISHED = Fidelity.parse("published")
+"""The authors' simulator, defects included."""
+
 CORRECTED = Fidelity()
+"""Every correction."""

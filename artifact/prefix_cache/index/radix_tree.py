@@ -1,13 +1,13 @@
 """The mechanism: a compressed trie of token sequences. It knows no bytes and no policy.
 
 Every node but the root holds an edge of tokens, directly after its parent's; a node's depth is the number of
-tokens from the root to its end. A node has a state to resume from at its end, or none where paths merely part.
+tokens from the root to its end. A node has a state to resume from at its end, or none if paths merely diverge there.
 Nodes are rows of one array and tokens lie in one arena, so that the compiled functions below touch no Python object;
 children are found through one open-addressing table. Siblings keep their order of insertion: a split's new node takes
 its child's place, a merge's child takes its parent's.
 
 Functions that may grow an array return the tree; all others change it in place. Each change is written into the
-tree's journal where it has room, so that whoever holds something for each node (tensors) can follow.
+tree's journal if it has room, so that the holder of the nodes' tensors can follow.
 """
 
 from __future__ import annotations
@@ -64,18 +64,18 @@ class Tree(NamedTuple):
 class Match(NamedTuple):
     """How far a sequence is in the tree.
 
-    deepest: the deepest node with a state whose edge is matched to its end (ROOT if none); what can be resumed from
-    reused:  tokens of the edges matched to their end, down to `deepest`
-    raw:     tokens matched in all
-    whole:   the deepest node whose edge is matched to its end, with a state or not
-    last:    the last node visited: `whole`, or the child whose edge is left within
+    deepest:          the deepest node with a state whose edge is matched to its end, to resume from; ROOT if none
+    resumable_tokens: tokens of the edges matched to their end, down to `deepest`
+    matched_tokens:   tokens matched in all
+    last_full:        the deepest node whose edge is matched to its end, with a state or not
+    last_visited:     the last node visited: `last_full`, or the child whose edge is left within
     """
 
     deepest: int
-    reused: int
-    raw: int
-    whole: int
-    last: int
+    resumable_tokens: int
+    matched_tokens: int
+    last_full: int
+    last_visited: int
 
 
 def empty_tree(nodes: int = 64, tokens: int = 4096) -> Tree:
@@ -269,31 +269,31 @@ def _replace_among_siblings(tree, old, new):
 def match(tree, sequence, true_prefix):
     """Follow `sequence` from the root.
 
-    With `true_prefix` off the walk goes on into the children of an edge that diverged, as the published
+    Without `true_prefix` the walk continues into the children of an edge that diverged, as the published
     simulator's does: what it then reports need not be a prefix of the sequence (correction B6).
     """
     nodes, tokens = tree.nodes, tree.tokens
-    node, deepest, reused, raw = ROOT, ROOT, 0, 0
-    whole, complete = ROOT, 0
-    while raw < len(sequence):
-        child = child_of(tree, node, sequence[raw])
+    node, deepest, resumable, matched = ROOT, ROOT, 0, 0
+    last_full, complete = ROOT, 0
+    while matched < len(sequence):
+        child = child_of(tree, node, sequence[matched])
         if child == NONE:
             break
         start, length = nodes[child].start, nodes[child].length
-        limit = min(length, len(sequence) - raw)
+        limit = min(length, len(sequence) - matched)
         same = 1
-        while same < limit and tokens[start + same] == sequence[raw + same]:
+        while same < limit and tokens[start + same] == sequence[matched + same]:
             same += 1
-        raw += same
+        matched += same
         node = child
         if same == length:
-            whole = child
+            last_full = child
             complete += length
             if nodes[child].state:
-                deepest, reused = child, complete
+                deepest, resumable = child, complete
         elif true_prefix:
             break
-    return Match(deepest, reused, raw, whole, node)
+    return Match(deepest, resumable, matched, last_full, node)
 
 
 @njit(cache=True)

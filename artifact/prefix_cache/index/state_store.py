@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from artifact.prefix_cache.index.block_cache import FILL
+from artifact.prefix_cache.index.block_kernels import FILL
 from artifact.prefix_cache.index.radix_tree import LEAF, MERGE, REMOVE, ROOT, SPLIT, STATE
 from artifact.prefix_cache.workloads.traces import Tokens
 
@@ -46,27 +46,6 @@ class Memory(Protocol):
         ...
 
 
-class NoMemory:
-    """Holds no tensors: a simulation."""
-
-    used_bytes = 0
-
-    def copy(self, tensors: Tensors) -> Tensors:
-        """Nothing."""
-        return []
-
-    def split(self, kv: Tensors, tokens: int) -> tuple[Tensors, Tensors]:
-        """Nothing."""
-        return [], []
-
-    def join(self, upper: Tensors, lower: Tensors) -> Tensors:
-        """Nothing."""
-        return []
-
-    def free(self, tensors: Tensors) -> None:
-        """Nothing."""
-
-
 class Source(Protocol):
     """Where the states of a sequence come from. What it gives is read at once and not kept."""
 
@@ -79,15 +58,32 @@ class Source(Protocol):
         ...
 
 
-class NoSource:
-    """States of a simulation."""
+class NoTensors:
+    """The memory and the source of a simulation: every list of tensors is empty."""
+
+    used_bytes = 0
+
+    def copy(self, tensors: Tensors) -> Tensors:
+        """No tensor."""
+        return []
+
+    def split(self, kv: Tensors, tokens: int) -> tuple[Tensors, Tensors]:
+        """No tensor."""
+        return [], []
+
+    def join(self, upper: Tensors, lower: Tensors) -> Tensors:
+        """No tensor."""
+        return []
+
+    def free(self, tensors: Tensors) -> None:
+        """Nothing is held."""
 
     def kv(self, start: int, stop: int) -> Tensors:
-        """Nothing."""
+        """No tensor."""
         return []
 
     def checkpoint(self, depth: int) -> Tensors:
-        """Nothing."""
+        """No tensor."""
         return []
 
 
@@ -100,7 +96,7 @@ class Entry:
     tokens: Tokens = field(repr=False)
     kv: Tensors = field(repr=False)
     checkpoint: Tensors | None = field(repr=False, default=None)
-    """None where the node has no state."""
+    """None if the node has no state."""
 
 
 class StateStore:
@@ -144,7 +140,7 @@ class StateStore:
             entry.tokens = np.concatenate((entry.tokens, tokens[start : entry.depth]))
 
     def clear(self) -> None:
-        """Hold nothing any more."""
+        """Free everything."""
         for entry in self.node_to_entry.values():
             self.memory.free(entry.kv + (entry.checkpoint or []))
         self.node_to_entry.clear()
@@ -180,7 +176,7 @@ class Path:
         return np.concatenate([entry.tokens for entry in self.entries])
 
     def kv(self, start: int, stop: int) -> Tensors:
-        """KV of tokens [start, stop), views where they lie in one segment."""
+        """KV of tokens [start, stop); views if they lie in one segment."""
         parts = []
         for entry in self.entries:
             first = entry.depth - len(entry.tokens)

@@ -1,6 +1,6 @@
 """A cache with what it caches: an index, the states of its nodes, and a second tier in host memory.
 
-What the first tier evicts is demoted: it goes into the second, which is a cache of its own over whole prefixes, with
+What the first tier evicts is demoted: it goes into the second, a separate cache over whole prefixes, with
 its own index, capacity and policy. A request is served from the tier with the longer prefix; what only the second has
 is promoted first, its checkpoint at its end, and stays in the second. Without memories no tensor is held and the same
 code is the simulator of two tiers.
@@ -13,14 +13,12 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from artifact.prefix_cache.index.block_cache import BlockCache
-from artifact.prefix_cache.index.cache import LOOKUP, Operations, PrefixCache
+from artifact.prefix_cache.index.base import LOOKUP, Index, Operations
+from artifact.prefix_cache.index.cache import PrefixCache
 from artifact.prefix_cache.index.fidelity import CORRECTED
 from artifact.prefix_cache.index.radix_tree import LEAF, MERGE, REMOVE, ROOT, STATE
-from artifact.prefix_cache.index.state_store import Memory, NoMemory, NoSource, Path, Source, StateStore
+from artifact.prefix_cache.index.state_store import Memory, NoTensors, Path, Source, StateStore
 from artifact.prefix_cache.workloads.traces import Tokens, checked_tokens
-
-Index = PrefixCache | BlockCache
 
 
 class Tier:
@@ -39,7 +37,7 @@ class Tier:
         tokens = sum(len(entry.tokens) for entry in held.values())
         assert states == self.index.num_checkpoints, f"{states} checkpoints held, {self.index.num_checkpoints} counted"
         assert tokens == self.index.cached_tokens, f"KV of {tokens} tokens held, {self.index.cached_tokens} counted"
-        if isinstance(memory, NoMemory):
+        if isinstance(memory, NoTensors):
             return
         counted = self.index.used_bytes
         assert counted <= self.index.capacity_bytes, f"{counted} bytes held, {self.index.capacity_bytes} allowed"
@@ -52,7 +50,7 @@ class Tier:
 
 @dataclass
 class Hit:
-    """What a lookup found. It pins what it found until it is released."""
+    """The result of a lookup. What it found stays pinned until it is released."""
 
     reused: int
     """Tokens that a stored state resumes."""
@@ -80,18 +78,16 @@ class TieredCache:
     """
 
     def __init__(self, index: Index, host_index: PrefixCache | None = None, *, debug: bool = False) -> None:
-        for each in (index, host_index):
-            if each is None:
-                continue
-            if each.fidelity != CORRECTED:
-                raise ValueError(f"an index must be of fidelity corrected to hold states, got {each.fidelity}")
-            if each.used_bytes:
-                raise ValueError(f"an index must be empty to hold states, got one with {each.used_bytes} bytes")
+        for given in [index] if host_index is None else [index, host_index]:
+            if given.fidelity != CORRECTED:
+                raise ValueError(f"an index must be of fidelity corrected to hold states, got {given.fidelity}")
+            if given.used_bytes:
+                raise ValueError(f"an index must be empty to hold states, got one with {given.used_bytes} bytes")
         if host_index is not None and not isinstance(index, PrefixCache):
             raise ValueError(f"a second tier needs a PrefixCache before it, got a {type(index).__name__}")
         self.debug = debug
-        self.device = Tier(index, NoMemory())
-        self.host = None if host_index is None else Tier(host_index, NoMemory())
+        self.device = Tier(index, NoTensors())
+        self.host = None if host_index is None else Tier(host_index, NoTensors())
         self.demoted_bytes, self.promoted_bytes = 0, 0
 
     @property
@@ -106,17 +102,17 @@ class TieredCache:
 
     def use(self, memory: Memory, host_memory: Memory) -> None:
         """Hold tensors in these memories from now on. Raises: ValueError if the cache is not empty."""
-        for tier, each in zip(self.tiers, (memory, host_memory), strict=False):
+        for tier, given in zip(self.tiers, (memory, host_memory), strict=False):
             if tier.store.node_to_entry:
                 raise ValueError("a cache must be empty to be given memories, got one that is not")
-            tier.store.memory = each
+            tier.store.memory = given
 
     def lookup(self, tokens: Sequence[int] | Tokens) -> Hit:
         """The longest prefix that a stored state resumes, promoted if need be, and pinned until `release`."""
         checked = checked_tokens(tokens, "tokens")
         reused = self.device.index.lookup(checked)
         hit = self._pinned(self.device, checked)
-        if self.host is not None and self.host.index.find(checked).reused > reused:
+        if self.host is not None and self.host.index.find(checked).resumable_tokens > reused:
             self.release(hit)
             self.host.index.lookup(checked)
             hit = self._promoted(self._pinned(self.host, checked), checked)
@@ -134,7 +130,7 @@ class TieredCache:
         self, tokens: Sequence[int] | Tokens, source: Source | None = None, *, available: Sequence[int] = ()
     ) -> None:
         """Keep the states of a served sequence, which `source` has; see `PrefixCache.insert`."""
-        self._insert(self.device, checked_tokens(tokens, "tokens"), source or NoSource(), available)
+        self._insert(self.device, checked_tokens(tokens, "tokens"), source or NoTensors(), available)
         self._check()
 
     def run(self, operations: Operations) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -160,7 +156,7 @@ class TieredCache:
         if found.deepest == ROOT:
             return Hit(0, 0, None, ROOT)
         tier.index.pin(found.deepest)
-        return Hit(int(found.reused), 0, tier, int(found.deepest))
+        return Hit(int(found.resumable_tokens), 0, tier, int(found.deepest))
 
     def _promoted(self, hit: Hit, tokens: Tokens) -> Hit:
         """The hit in the first tier; as it is if there is no room for it."""
@@ -190,7 +186,7 @@ class TieredCache:
         return added_bytes
 
     def _demote(self, node: int) -> None:
-        """Copy an evicted state, and the KV before it, to the second tier, as far as it has them not."""
+        """Copy an evicted state, and the KV before it, to the second tier, unless it already holds them."""
         assert self.host is not None
         if self.device.store.node_to_entry[node].checkpoint is None:
             return

@@ -1,8 +1,8 @@
 """A real hybrid model that prefills from cached states (Marconi, sections 4.1 and 4.2).
 
 A request looks up the longest stored prefix, restores its states, computes the rest and takes the checkpoints that
-admission asks for on the way: where one is wanted, the prefill is cut in two passes. States are copied when they are
-restored, so nothing that is stored changes, and the copies of several requests in flight are their own.
+the cache's policy names on the way: at each of them the prefill is cut in two passes. States are copied when they are
+restored: nothing that is stored changes, and several requests in flight share nothing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from artifact.prefix_cache.index.tiers import Hit, Index, TieredCache
+from artifact.prefix_cache.index.base import Index
+from artifact.prefix_cache.index.tiers import Hit, TieredCache
 from artifact.prefix_cache.serving import persistence
 from artifact.prefix_cache.serving.hybrid_models import fingerprint
 from artifact.prefix_cache.serving.model_states import ModelStates, Running
@@ -48,7 +49,7 @@ class Request:
     restore_s: float = 0.0
     """Lookup, promotion and restore alone."""
     checkpoints: dict[int, list[Tensor]] = field(default_factory=dict)
-    """Checkpoint by depth, of those that admission may ask for."""
+    """Checkpoint by depth, of those that the policy may name."""
     open: bool = True
 
     @property
@@ -58,11 +59,11 @@ class Request:
         return self.running.logits
 
     def kv(self, start: int, stop: int) -> list[Tensor]:
-        """As a source of states: KV of tokens [start, stop)."""
+        """KV of tokens [start, stop), views."""
         return self.engine.states.kv(self.running, start, stop, copy=False)
 
     def checkpoint(self, depth: int) -> list[Tensor]:
-        """As a source of states: the checkpoint after `depth` tokens."""
+        """The checkpoint after `depth` tokens."""
         return self.checkpoints[depth]
 
     def __enter__(self) -> Request:
@@ -128,13 +129,13 @@ class HybridEngine:
             raise
 
     def append(self, request: Request, tokens: Sequence[int] | Tokens) -> Tensor:
-        """Go on with given tokens. Returns: [vocabulary], logits after the last. Raises: ValueError as `prefill`."""
+        """Continue with given tokens. Returns: [vocabulary], logits after the last. Raises: ValueError as `prefill`."""
         self._must_be_open(request)
         self._advance(request, self._checked(tokens))
         return request.logits
 
     def decode(self, request: Request, max_new_tokens: int, *, stop_token: int | None = None) -> list[int]:
-        """Go on with the likeliest tokens, up to `stop_token`, which is the last if it comes.
+        """Continue with the likeliest tokens, up to `stop_token`, which is the last if it comes.
 
         Raises: ValueError for a negative number
         """
@@ -207,13 +208,13 @@ class HybridEngine:
         return request
 
     def _advance(self, request: Request, new: Tokens) -> None:
-        """Run tokens, stopping where admission may ask for a checkpoint."""
+        """Run tokens, stopping where the policy may name a checkpoint."""
         if len(new) == 0:
             return
         sequence = np.concatenate((request.tokens, new))
         # as if one more token followed that is not in the tree: the branch-off point may be right after these
-        raw = int(self.cache.index.find(sequence).raw)
-        stops = self.cache.index.wanted(request.hit_tokens, raw, len(sequence) + 1)[:-1]
+        matched = int(self.cache.index.find(sequence).matched_tokens)
+        stops = self.cache.index.checkpoint_depths(request.hit_tokens, matched, len(sequence) + 1)[:-1]
         request.checkpoints = {depth: request.checkpoints[depth] for depth in stops if depth in request.checkpoints}
         for stop in stops:
             self._run(request, sequence[len(request.tokens) : stop])

@@ -1,6 +1,6 @@
 """Real hybrid models: tiny ones with random weights, and those a user has; what their states cost.
 
-The tiny models are built from the configuration classes of `transformers`. Their layers are dense where the class
+The tiny models are built from the configuration classes of `transformers`. Their layers are dense although the class
 allows experts: a router's choice is a jump that a rounding can flip, and resuming would be blamed for it. Weights
 are wider, and recurrent states longer-lived, than the classes' defaults, with which a lost state hardly shows.
 """
@@ -28,7 +28,7 @@ SSM, ATTENTION, MLP, CONVOLUTION, BOTH = "linear_attention", "full_attention", "
 
 
 @dataclass(frozen=True)
-class Preset:
+class ModelConfig:
     """A configuration class of `transformers` with its arguments."""
 
     config_class: str
@@ -46,140 +46,97 @@ def _mamba2(hidden_size: int, heads: int, state: int, groups: int, chunk: int) -
 
 
 _TINY: dict[str, Any] = {
-    "vocab_size": 1024,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
+    **{"vocab_size": 1024, "max_position_embeddings": 8192, "tie_word_embeddings": False},
+    **{"num_attention_heads": 4, "num_key_value_heads": 2},
+    **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")),
     "initializer_range": 0.08,  # of width 64: states matter, and roundings do not grow from layer to layer
-    "max_position_embeddings": 8192,
-    "bos_token_id": None,
-    "eos_token_id": None,
-    "pad_token_id": None,
-    "tie_word_embeddings": False,
 }
 _WIDTH = {"hidden_size": 64, "intermediate_size": 128}
 _DELTA_NET = {"linear_num_key_heads": 2, "linear_num_value_heads": 4, "linear_key_head_dim": 16}
+_FIVE_LAYERS = {"num_hidden_layers": 5, "layer_types": [SSM, SSM, ATTENTION, SSM, SSM]}
 _GRANITE = {"position_embedding_type": "rope", "num_local_experts": 0, "num_experts_per_tok": 0}
 
-PRESETS = {
-    "nemotron-h-tiny": Preset(
+MODEL_CONFIGS = {
+    "nemotron-h-tiny": ModelConfig(
         "NemotronHConfig",
         _TINY
         | _WIDTH
-        | {
-            "layers_block_type": [SSM, MLP, SSM, ATTENTION, MLP, SSM, MLP, SSM],
-            "head_dim": 16,
-            "ssm_state_size": 16,
-            "mamba_num_heads": 8,
-            "mamba_head_dim": 16,
-            "n_groups": 2,
-            "chunk_size": 32,
-        },
+        | {"layers_block_type": [SSM, MLP, SSM, ATTENTION, MLP, SSM, MLP, SSM], "head_dim": 16, "ssm_state_size": 16}
+        | {"mamba_num_heads": 8, "mamba_head_dim": 16, "n_groups": 2, "chunk_size": 32},
     ),
-    "granite-tiny": Preset(
+    "granite-tiny": ModelConfig(
         "GraniteMoeHybridConfig",
         _TINY
         | _GRANITE
         | _mamba2(64, heads=8, state=16, groups=1, chunk=32)
-        | {
-            "num_hidden_layers": 5,
-            "layer_types": [SSM, SSM, ATTENTION, SSM, SSM],
-            "shared_intermediate_size": 128,
-            "attention_multiplier": 0.25,
-        },
+        | _FIVE_LAYERS
+        | {"shared_intermediate_size": 128, "attention_multiplier": 0.25},
     ),
-    "falcon-h1-tiny": Preset(
+    "falcon-h1-tiny": ModelConfig(
         "FalconH1Config",
         _TINY
         | _mamba2(64, heads=8, state=16, groups=1, chunk=32)
         | {"num_hidden_layers": 4, "intermediate_size": 128, "mamba_d_ssm": 128},
     ),
-    "qwen3-next-tiny": Preset(
+    "qwen3-next-tiny": ModelConfig(
         "Qwen3NextConfig",
         _TINY
         | _WIDTH
         | _DELTA_NET
-        | {
-            "num_hidden_layers": 5,
-            "layer_types": [SSM, SSM, ATTENTION, SSM, SSM],
-            "head_dim": 16,
-            "initializer_range": 0.05,  # the delta rule lets roundings grow with wider weights
-            "linear_value_head_dim": 16,
-            "num_experts": 0,
-        },
+        | _FIVE_LAYERS
+        | {"head_dim": 16, "linear_value_head_dim": 16, "num_experts": 0}
+        | {"initializer_range": 0.05},  # the delta rule lets roundings grow with wider weights
     ),
-    "olmo-hybrid-tiny": Preset(
+    "olmo-hybrid-tiny": ModelConfig(
         "OlmoHybridConfig",
-        _TINY
-        | _WIDTH
-        | _DELTA_NET
-        | {
-            "num_hidden_layers": 5,
-            "layer_types": [SSM, SSM, ATTENTION, SSM, SSM],
-            "linear_value_head_dim": 32,
-            "linear_num_value_heads": 2,
-        },
+        _TINY | _WIDTH | _DELTA_NET | _FIVE_LAYERS | {"linear_value_head_dim": 32, "linear_num_value_heads": 2},
     ),
-    "lfm2-tiny": Preset(
+    "lfm2-tiny": ModelConfig(
         "Lfm2Config",
         _TINY
         | _WIDTH
-        | {
-            "num_hidden_layers": 6,
-            "layer_types": [CONVOLUTION, CONVOLUTION, ATTENTION, CONVOLUTION, CONVOLUTION, ATTENTION],
-            "block_multiple_of": 32,
-        },
+        | {"layer_types": [CONVOLUTION, CONVOLUTION, ATTENTION, CONVOLUTION, CONVOLUTION, ATTENTION]}
+        | {"num_hidden_layers": 6, "block_multiple_of": 32},
     ),
-    "zamba2-tiny": Preset(
+    "zamba2-tiny": ModelConfig(
         "Zamba2Config",
         _TINY
         | _WIDTH
-        | {
-            "num_hidden_layers": 6,
-            "layers_block_type": [SSM, SSM, BOTH, SSM, SSM, BOTH],
-            "num_key_value_heads": 4,
-            "mamba_d_state": 16,
-            "n_mamba_heads": 8,
-            "chunk_size": 32,
-            "use_mem_rope": True,
-            "use_shared_attention_adapter": True,
-            "adapter_rank": 8,
-        },
+        | {"num_hidden_layers": 6, "layers_block_type": [SSM, SSM, BOTH, SSM, SSM, BOTH], "num_key_value_heads": 4}
+        | {"mamba_d_state": 16, "n_mamba_heads": 8, "chunk_size": 32}
+        | {"use_mem_rope": True, "use_shared_attention_adapter": True, "adapter_rank": 8},
     ),
-    "bamba-tiny": Preset(
+    "bamba-tiny": ModelConfig(
         "BambaConfig",
         _TINY
         | _mamba2(64, heads=8, state=16, groups=1, chunk=32)
         | {"num_hidden_layers": 5, "intermediate_size": 128, "attn_layer_indices": [2]},
     ),
-    "jamba-tiny": Preset(
+    "jamba-tiny": ModelConfig(
         "JambaConfig",
         _TINY
         | _WIDTH
         | {"num_hidden_layers": 5, "attn_layer_period": 5, "attn_layer_offset": 2, "num_experts": 1}
         | {"num_experts_per_tok": 1, "mamba_d_state": 8, "mamba_dt_rank": 4},
     ),
-    "granite-small": Preset(
+    "granite-small": ModelConfig(
         "GraniteMoeHybridConfig",
         _TINY
         | _GRANITE
         | _mamba2(512, heads=16, state=64, groups=1, chunk=64)
-        | {
-            "num_hidden_layers": 6,
-            "layer_types": [SSM, SSM, ATTENTION, SSM, SSM, SSM],
-            "num_attention_heads": 8,
-            "shared_intermediate_size": 1536,
-            "attention_multiplier": 0.125,
-            "initializer_range": 0.03,
-        },
+        | {"num_hidden_layers": 6, "layer_types": [SSM, SSM, ATTENTION, SSM, SSM, SSM], "num_attention_heads": 8}
+        | {"shared_intermediate_size": 1536, "attention_multiplier": 0.125, "initializer_range": 0.03},
     ),
 }
-TINY = tuple(name for name in PRESETS if name.endswith("-tiny"))
+TINY = tuple(name for name in MODEL_CONFIGS if name.endswith("-tiny"))
 
 
-def build(model: str, *, device: str | None = None, dtype: torch.dtype | None = None, seed: int = 0) -> PreTrainedModel:
+def build_model(
+    model: str, *, device: str | None = None, dtype: torch.dtype | None = None, seed: int = 0
+) -> PreTrainedModel:
     """A model in evaluation mode: a preset with random weights of that seed, or a checkpoint's weights.
 
-    model:  a name of PRESETS, a folder with a checkpoint, or an id of the Hugging Face hub
+    model:  a name of MODEL_CONFIGS, a folder with a checkpoint, or an id of the Hugging Face hub
     device: `hardware.detect().device` if None
     dtype:  float32 on a CPU and bfloat16 on CUDA if None
     Raises: ValueError if there is no such model, or it cannot be loaded
@@ -189,7 +146,7 @@ def build(model: str, *, device: str | None = None, dtype: torch.dtype | None = 
         raise ValueError(f"device cuda must be there, got none: {hardware.detect().reason}")
     if dtype is None:
         dtype = torch.bfloat16 if torch.device(device).type == "cuda" else torch.float32
-    built = _random(model, seed) if model in PRESETS else _pretrained(model, dtype)
+    built = _random(model, seed) if model in MODEL_CONFIGS else _pretrained(model, dtype)
     return built.to(device=device, dtype=dtype).eval().requires_grad_(False)
 
 
@@ -197,7 +154,7 @@ def _random(name: str, seed: int) -> PreTrainedModel:
     """The same weights on every device: drawn on the CPU in float32."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(PRESETS[name].config(), dtype=torch.float32)
+        model = AutoModelForCausalLM.from_config(MODEL_CONFIGS[name].config(), dtype=torch.float32)
         for parameter_name, parameter in model.named_parameters():
             _redraw(parameter_name, parameter.data)
     model.config.name_or_path = name
@@ -220,14 +177,14 @@ def _redraw(name: str, parameter: torch.Tensor) -> None:
 def _pretrained(model: str, dtype: torch.dtype) -> PreTrainedModel:
     is_id = model.count("/") == 1 and not model.startswith((".", "/", "~"))
     if not model or not (is_id or os.path.isdir(model)):
-        names = ", ".join(PRESETS)
+        names = ", ".join(MODEL_CONFIGS)
         raise ValueError(f"model must be one of {names}, a checkpoint's folder or an id of the hub, got {model!r}")
     try:
-        loaded, told = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, output_loading_info=True)
+        loaded, report = AutoModelForCausalLM.from_pretrained(model, dtype=dtype, output_loading_info=True)
     except Exception as error:  # whatever transformers raises for a checkpoint that is not right
         reason = " ".join(f"{error}".split()).split(". ")[0] or type(error).__name__
         raise ValueError(f"model {model!r} cannot be loaded: {reason}") from error
-    if missing := sorted(told["missing_keys"]):  # transformers would go on with random ones
+    if missing := sorted(report["missing_keys"]):  # transformers would fill in random ones
         raise ValueError(f"model {model!r} cannot be loaded: it must hold every weight, lacks {missing[0]}")
     return loaded
 
@@ -281,8 +238,7 @@ def spec_of(model_or_config: Any, dtype: torch.dtype | None = None) -> HybridSpe
 
 def _mamba2_fields(d_inner: int, groups: int, d_state: int, conv_kernel: int) -> dict[str, Any]:
     conv_dim = d_inner + 2 * groups * d_state
-    widths = {"d_inner": d_inner, "state_width": d_inner, "conv_dim": conv_dim}
-    return {**widths, "d_state": d_state, "conv_kernel": conv_kernel}
+    return {"d_inner": d_inner, "conv_dim": conv_dim, "d_state": d_state, "conv_kernel": conv_kernel}
 
 
 def _nemotron_h(config: Any) -> dict[str, Any]:
@@ -300,28 +256,20 @@ def _nemotron_h(config: Any) -> dict[str, Any]:
     }
 
 
+def _bamba(config: Any) -> dict[str, Any]:
+    d_inner = getattr(config, "mamba_d_ssm", None) or config.mamba_expand * config.hidden_size
+    fields = _mamba2_fields(d_inner, config.mamba_n_groups, config.mamba_d_state, config.mamba_d_conv)
+    return fields | {"mlp_parameters": 3 * config.hidden_size * config.intermediate_size}
+
+
 def _granite(config: Any) -> dict[str, Any]:
     active = config.num_experts_per_tok * config.intermediate_size if config.num_local_experts else 0
-    d_inner = config.mamba_expand * config.hidden_size
-    return _mamba2_fields(d_inner, config.mamba_n_groups, config.mamba_d_state, config.mamba_d_conv) | {
-        "mlp_parameters": 3 * config.hidden_size * (active + config.shared_intermediate_size)
-    }
+    return _bamba(config) | {"mlp_parameters": 3 * config.hidden_size * (active + config.shared_intermediate_size)}
 
 
 def _falcon_h1(config: Any) -> dict[str, Any]:
-    d_inner = config.mamba_d_ssm or config.mamba_expand * config.hidden_size
-    return _mamba2_fields(d_inner, config.mamba_n_groups, config.mamba_d_state, config.mamba_d_conv) | {
-        "num_ssm_layers": config.num_hidden_layers,
-        "num_attention_layers": config.num_hidden_layers,
-        "mlp_parameters": 3 * config.hidden_size * config.intermediate_size,
-    }
-
-
-def _bamba(config: Any) -> dict[str, Any]:
-    d_inner = config.mamba_expand * config.hidden_size
-    return _mamba2_fields(d_inner, config.mamba_n_groups, config.mamba_d_state, config.mamba_d_conv) | {
-        "mlp_parameters": 3 * config.hidden_size * config.intermediate_size
-    }
+    layers = config.num_hidden_layers
+    return _bamba(config) | {"num_ssm_layers": layers, "num_attention_layers": layers}
 
 
 def _delta_net(config: Any) -> dict[str, Any]:
@@ -330,7 +278,6 @@ def _delta_net(config: Any) -> dict[str, Any]:
     return {
         "d_state": config.linear_key_head_dim,
         "d_inner": value_dim,
-        "state_width": value_dim,
         "conv_dim": 2 * key_dim + value_dim,
         "conv_kernel": config.linear_conv_kernel_dim,
         "mlp_parameters": 3 * config.hidden_size * config.intermediate_size,
@@ -386,7 +333,6 @@ def _jamba(config: Any) -> dict[str, Any]:
     return {
         "d_state": config.mamba_d_state,
         "d_inner": d_inner,
-        "state_width": d_inner,
         "conv_dim": d_inner,
         "conv_kernel": config.mamba_d_conv,
         "mlp_parameters": 3 * config.hidden_size * config.intermediate_size * experts // config.num_hidden_layers,

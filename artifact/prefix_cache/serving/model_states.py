@@ -24,7 +24,7 @@ from transformers.cache_utils import (
 )
 
 from artifact.prefix_cache.serving.carried_scan import carried, has_selective_scan
-from artifact.prefix_cache.serving.ssd import implementation
+from artifact.prefix_cache.serving.scan_choice import implementation
 
 DIRECT, POSITION_IDS, CARRIED, TOKEN_BY_TOKEN = "direct", "position_ids", "carried state", "token by token"
 WAYS = {
@@ -35,7 +35,7 @@ WAYS = {
 }
 _KINDS = (DummyLayer, DynamicLayer, LinearAttentionLayer, LinearAttentionAndFullAttentionLayer)
 _MAMBA_SSM = "selective_state_update"
-"""How a function's name ends in the modules of `transformers` that scan with mamba-ssm where it is there."""
+"""How a function's name ends in the modules of `transformers` that scan with mamba-ssm if it is installed."""
 _PROBE_PREFIX, _PROBE_PIECES = 41, (7, 1, 4)
 
 
@@ -52,7 +52,7 @@ class Tolerance:
         return Tolerance(1e-5, 1.0) if dtype.itemsize >= 4 else Tolerance(2e-2, 0.0)
 
     def difference(self, found: Tensor, expected: Tensor) -> float:
-        """The largest difference, to be held against `limit`; infinite where one is not a number."""
+        """The largest difference, to be held against `limit`; infinite if one is not a number."""
         expected = expected.double()
         scale = max(self.floor, float(expected.abs().max()))
         largest = float((found.double() - expected).abs().max()) / scale
@@ -104,7 +104,7 @@ class ModelStates:
     the first that is right.
 
     Raises: DoesNotResume if no way is right; ValueError if a layer keeps less than a state per token (sliding windows),
-            or no layer a recurrent state (attention alone, or a class with a cache of its own kind)
+            or no layer a recurrent state (attention alone, or a class with a cache of another kind)
     """
 
     resume: str
@@ -129,7 +129,7 @@ class ModelStates:
 
     @property
     def device(self) -> torch.device:
-        """Where the model is."""
+        """The model's device."""
         return self.model.device
 
     @property
@@ -146,6 +146,7 @@ class ModelStates:
         """A sequence without tokens."""
         return Running(DynamicCache(config=self.config))
 
+    @torch.no_grad()
     def run(
         self,
         running: Running,
@@ -159,12 +160,7 @@ class ModelStates:
         Returns: [V], logits after the last token; [L, V] with `all_logits`
         Raises:  ValueError without a token
         """
-        return self._run(running, tokens_L, way or self.resume, all_logits)
-
-    @torch.no_grad()
-    def _run(
-        self, running: Running, tokens_L: Tensor | np.ndarray | Sequence[int], way: str, all_logits: bool
-    ) -> Tensor:
+        way = way or self.resume
         if isinstance(tokens_L, np.ndarray):
             tokens_L = tokens_L.astype(np.int64)  # a copy: torch warns of arrays that are read-only
         tokens = torch.as_tensor(tokens_L, dtype=torch.long, device=self.device)
@@ -197,7 +193,7 @@ class ModelStates:
     def kv(self, running: Running, start: int, stop: int, *, copy: bool = True) -> list[Tensor]:
         """KV of tokens [start, stop): for each attention layer keys, then values, [H, stop - start, D].
 
-        Copies, or views with `copy` off: those are for reading before the sequence goes on.
+        Copies, or views with `copy` off: those are for reading before the sequence advances.
         """
         if not 0 <= start <= stop <= running.length:
             raise ValueError(f"tokens must lie within [0, {running.length}], got [{start}, {stop})")
@@ -277,9 +273,9 @@ class ModelStates:
         generator = torch.Generator().manual_seed(0)
         length = _PROBE_PREFIX + sum(_PROBE_PIECES)
         tokens_L = torch.randint(self.config.vocab_size, (length,), generator=generator)
-        expected = self._run(self.start(), tokens_L, DIRECT, True)[_PROBE_PREFIX:]
+        expected = self.run(self.start(), tokens_L, all_logits=True, way=DIRECT)[_PROBE_PREFIX:]
         running = self.start()
-        self._run(running, tokens_L[:_PROBE_PREFIX], DIRECT, False)
+        self.run(running, tokens_L[:_PROBE_PREFIX], way=DIRECT)
         self._learn_shapes(running)
         kv, checkpoint = self.kv(running, 0, _PROBE_PREFIX), self.checkpoint(running)
         self._checkpoint_bytes = sum(tensor.nbytes for tensor in checkpoint)
@@ -289,7 +285,7 @@ class ModelStates:
                 continue
             running = self.restore([kv], checkpoint, _PROBE_PREFIX)
             pieces = tokens_L[_PROBE_PREFIX:].split(list(_PROBE_PIECES))
-            found = torch.cat([self._run(running, piece, way, True) for piece in pieces])
+            found = torch.cat([self.run(running, piece, all_logits=True, way=way) for piece in pieces])
             self.differences[way] = self.tolerance.difference(found, expected)
             if self.differences[way] <= self.tolerance.limit:
                 self.resume, self.resume_reason = way, self._measured()
@@ -297,10 +293,8 @@ class ModelStates:
         raise DoesNotResume(f"{type(self.model).__name__} does not resume from its states: {self._measured()}")
 
     def _measured(self) -> str:
-        measured = [f"{difference:.1e} {WAYS[way]}" for way, difference in self.differences.items()]
-        return (
-            f"several tokens differ from a cold prefill by {', '.join(measured)} (tolerance {self.tolerance.limit:g})"
-        )
+        measured = ", ".join(f"{difference:.1e} {WAYS[way]}" for way, difference in self.differences.items())
+        return f"several tokens differ from a cold prefill by {measured} (tolerance {self.tolerance.limit:g})"
 
     def _learn_shapes(self, running: Running) -> None:
         for number in self._attention:

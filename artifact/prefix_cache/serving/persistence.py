@@ -1,6 +1,6 @@
 """A whole cache in one file of safetensors: the indices' arrays, and the tensors of every node of every tier.
 
-The file's metadata holds a sha256 over all of it, so that a file that was cut or altered is told from a whole one.
+The file's metadata holds a sha256 over all of it, so that a file that was cut or altered is refused.
 """
 
 from __future__ import annotations
@@ -124,10 +124,10 @@ def _dtype(name: str, tier: Tier) -> np.dtype:
 
 
 def _rules(tier: Tier) -> dict[str, Any]:
-    """What must be the same for a saved index to go on."""
+    """What must be equal for a saved index to be loaded."""
     index = tier.index
     kind = {"index": type(index).__name__, "capacity_bytes": index.capacity_bytes, "costs": list(index.spec.costs())}
-    policy = {name: getattr(index, name, None) for name in ("eviction", "placement")}
+    policy = {"eviction": getattr(index, "eviction", None), "placement": getattr(index, "checkpoints", None)}
     named = {key: [type(value).__name__, asdict(value)] for key, value in policy.items() if value is not None}
     return json.loads(json.dumps({**kind, **named, "block_size": getattr(index, "block_size", None)}))
 

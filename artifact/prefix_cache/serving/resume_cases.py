@@ -1,7 +1,7 @@
 """Does a model resume from its states? A suite for any hybrid model of `transformers`.
 
 Each case holds a resumed prefill against a cold one of the same tokens. The states of a prefix are taken out, put back
-twice, and gone on from with one or several tokens, with decoding in between. A control, in which the recurrent states
+twice, and continued by one or several tokens, with decoding in between. A control, in which the recurrent states
 are put back as zeros, must differ: a suite that it passes would prove nothing.
 """
 

@@ -57,11 +57,11 @@ class TensorMemory:
     def held_bytes(self) -> int:
         """Bytes of all tensors made here that are still alive, whoever holds them. Needs `watch`."""
         tensors = [reference() for reference in self._alive]
-        self._alive = [each for each, tensor in zip(self._alive, tensors, strict=True) if tensor is not None]
+        self._alive = [alive for alive, tensor in zip(self._alive, tensors, strict=True) if tensor is not None]
         return sum(tensor.nbytes for tensor in tensors if tensor is not None)
 
     def _made(self, parts: list[Tensor], dim: int) -> Tensor:
-        """A tensor of its own, with the parts one after the other."""
+        """A new tensor of the parts, one after the other."""
         first = parts[0]
         shape = list(first.shape)
         if len(parts) > 1:

@@ -14,11 +14,11 @@ import pandas as pd
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from artifact.prefix_cache.index.admission import AtBranch, EveryBlocks, Placement
+from artifact.prefix_cache.index.admission import AtBranch, CheckpointPolicy, EveryBlocks
 from artifact.prefix_cache.serving.engine import HybridEngine
 from artifact.prefix_cache.serving.hybrid_models import spec_of
 from artifact.prefix_cache.simulation import MARCONI, VANILLA, VLLM, index_for, replay, tiered
-from artifact.prefix_cache.workloads.traces import Trace
+from artifact.prefix_cache.workloads.traces import RequestTrace
 
 MB = 10**6
 
@@ -32,7 +32,7 @@ class System:
     host_capacity_bytes: int | None = None
     alpha: float | None = None
     block_size: int = 32
-    placement: Placement = AtBranch()  # noqa: RUF009 (frozen)
+    checkpoints: CheckpointPolicy = AtBranch()  # noqa: RUF009 (frozen)
 
     def engine(self, model: PreTrainedModel, *, debug: bool = False) -> HybridEngine:
         """The model behind an empty cache of this system."""
@@ -41,22 +41,22 @@ class System:
         return HybridEngine(
             model,
             tiered(index, self.host_capacity_bytes),
-            after_first_token=self.label == VLLM or isinstance(self.placement, EveryBlocks),
+            after_first_token=self.label == VLLM or isinstance(self.checkpoints, EveryBlocks),
             to_model=lambda tokens: tokens % vocabulary,
             debug=debug,
         )
 
-    def simulated_hits(self, trace: Trace, model: PreTrainedModel) -> np.ndarray:
+    def simulated_hits(self, trace: RequestTrace, model: PreTrainedModel) -> np.ndarray:
         """[requests], hit tokens of the same trace at the same costs in the simulator."""
         host = self.host_capacity_bytes
         return replay(trace, spec_of(model), system=self.label, host_capacity_bytes=host, **self._rules).hit_tokens
 
     @property
     def _rules(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in ("capacity_bytes", "alpha", "block_size", "placement")}
+        return {name: getattr(self, name) for name in ("capacity_bytes", "alpha", "block_size", "checkpoints")}
 
 
-def serve(trace: Trace, engines: dict[str, HybridEngine]) -> pd.DataFrame:
+def serve(trace: RequestTrace, engines: dict[str, HybridEngine]) -> pd.DataFrame:
     """Serve every request by every engine in turn, and prefill it once without a cache.
 
     Who goes first changes from request to request, so that a machine that drifts favours none. One prefill that is not
@@ -88,7 +88,9 @@ def serve(trace: Trace, engines: dict[str, HybridEngine]) -> pd.DataFrame:
     return table
 
 
-def _one(trace: Trace, number: int, engine: HybridEngine | None, plain: HybridEngine) -> tuple[dict[str, Any], Tensor]:
+def _one(
+    trace: RequestTrace, number: int, engine: HybridEngine | None, plain: HybridEngine
+) -> tuple[dict[str, Any], Tensor]:
     """One request's row and first logits, by an engine or without a cache."""
     tokens, output = trace.input(number), trace.output(number)
     row = {"request": number, "input_tokens": len(tokens), "output_tokens": len(output), "hit_tokens": 0}
@@ -148,6 +150,5 @@ def per_request(table: pd.DataFrame, system: str) -> list[dict[str, Any]]:
     """One system's requests in order, each with the time that it takes without a cache."""
     rows = table[table["system"] == system].drop(columns=["trace", "system"]).reset_index(drop=True)
     cold = table[table["system"] == VANILLA]["ttft_ms"].to_numpy()
-    return [
-        {str(key): value for key, value in row.items()} for row in rows.assign(no_cache_ttft_ms=cold).to_dict("records")
-    ]
+    records = rows.assign(no_cache_ttft_ms=cold).to_dict("records")
+    return [{str(key): value for key, value in row.items()} for row in records]

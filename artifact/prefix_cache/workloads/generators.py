@@ -1,4 +1,4 @@
-"""Seeded workloads of the project's own, with the shapes of the real ones: chat, few-shot, agent.
+"""Seeded synthetic workloads with the shapes of the real ones: chat, few-shot, agent.
 
 Lengths are drawn from log-normal distributions around those of the real traces; tokens are uniform over a vocabulary,
 so that nothing is shared but what a generator shares on purpose.
@@ -10,9 +10,9 @@ import numpy as np
 
 from artifact.prefix_cache.workloads.traces import (
     Request,
+    RequestTrace,
     Session,
     Tokens,
-    Trace,
     chat_trace,
     collapsed_trace,
     from_requests,
@@ -40,7 +40,7 @@ def chat(
     mean_model_tokens: float = 115.0,
     header_tokens: int = 6,
     seed: int = 0,
-) -> Trace:
+) -> RequestTrace:
     """Conversations with their whole history, as long as ShareGPT's; all start with the same few header tokens."""
     rng = np.random.default_rng(seed)
     header = _tokens(rng, header_tokens)
@@ -65,16 +65,13 @@ def few_shot(
     output_tokens: int = 15,
     zipf: float = 1.1,
     seed: int = 0,
-) -> Trace:
+) -> RequestTrace:
     """Questions behind the examples of their task, tasks by Zipf's law: reuse is of purely shared inputs."""
     rng = np.random.default_rng(seed)
     prompts = [_tokens(rng, length) for length in _lengths(rng, prompt_tokens, num_tasks)]
     weights = 1 / np.arange(1, num_tasks + 1) ** zipf
     tasks = rng.choice(num_tasks, num_requests, p=weights / weights.sum())
-    questions, outputs = (
-        _lengths(rng, question_tokens, num_requests),
-        _lengths(rng, output_tokens, num_requests),
-    )
+    questions, outputs = (_lengths(rng, mean, num_requests) for mean in (question_tokens, output_tokens))
     requests = []
     for number, (task, question, output) in enumerate(zip(tasks, questions, outputs, strict=True)):
         tokens = np.concatenate([prompts[task], _tokens(rng, question)])
@@ -93,7 +90,7 @@ def agent(
     mean_action_tokens: float = 120.0,
     collapse_after: int | None = None,
     seed: int = 0,
-) -> Trace:
+) -> RequestTrace:
     """Tool loops behind one system prompt, with long observations; the history may collapse (see `collapsed_trace`)."""
     rng = np.random.default_rng(seed)
     system = _tokens(rng, system_tokens)
@@ -105,21 +102,17 @@ def agent(
             session.add(_tokens(rng, observation), from_model=False, pause_s=float(rng.poisson(response_time_s)))
             session.add(_tokens(rng, action), from_model=True, pause_s=0.0)
         sessions.append(session)
+    name, limit = "synthetic-agent", 32_768
     if collapse_after is None:
-        return chat_trace("synthetic-agent", sessions, sessions_per_s=sessions_per_s, max_input_tokens=32_768)
-    return collapsed_trace(
-        "synthetic-agent-collapsed",
-        sessions,
-        sessions_per_s=sessions_per_s,
-        max_input_tokens=32_768,
-        collapse_after=collapse_after,
-    )
+        return chat_trace(name, sessions, sessions_per_s=sessions_per_s, max_input_tokens=limit)
+    options = {"max_input_tokens": limit, "collapse_after": collapse_after}
+    return collapsed_trace(f"{name}-collapsed", sessions, sessions_per_s=sessions_per_s, **options)
 
 
-def scaling(num_requests: int, *, shared_tokens: int = 16, own_tokens: int = 16, seed: int = 0) -> Trace:
+def scaling(num_requests: int, *, shared_tokens: int = 16, own_tokens: int = 16, seed: int = 0) -> RequestTrace:
     """Many short requests over a growing number of shared prefixes, for measuring the cost of a request.
 
-    Request i takes the prefix of a random group of about sqrt(num_requests) and tokens of its own, so that the
+    Request i takes the prefix of a random group of about sqrt(num_requests) and then new tokens, so that the
     tree grows in proportion to the requests while each walks a path of constant length.
     """
     rng = np.random.default_rng(seed)
@@ -129,15 +122,6 @@ def scaling(num_requests: int, *, shared_tokens: int = 16, own_tokens: int = 16,
     rows = np.empty((num_requests, width), np.int32)
     rows[:, :shared_tokens] = prefixes[rng.integers(groups, size=num_requests)]
     rows[:, shared_tokens:] = rng.integers(VOCABULARY, size=(num_requests, own_tokens), dtype=np.int32)
-    numbers = np.arange(num_requests, dtype=np.int64)
-    ones = np.ones(num_requests, np.int64)
-    return Trace(
-        "synthetic-scaling",
-        rows.ravel(),
-        numbers * width,
-        ones * (width - 4),
-        ones * 4,
-        numbers,
-        0 * ones,
-        numbers.astype(np.float64),
-    )
+    numbers, ones = np.arange(num_requests, dtype=np.int64), np.ones(num_requests, np.int64)
+    lengths, arrival_s = (ones * (width - 4), ones * 4), numbers.astype(np.float64)
+    return RequestTrace("synthetic-scaling", rows.ravel(), numbers * width, *lengths, numbers, 0 * ones, arrival_s)

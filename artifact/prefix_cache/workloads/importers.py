@@ -23,9 +23,9 @@ from artifact.prefix_cache.workloads.trace_file import read_jsonl
 from artifact.prefix_cache.workloads.traces import (
     MAX_TOKEN,
     Integers,
+    RequestTrace,
     Session,
     Tokens,
-    Trace,
     chat_trace,
     collapsed_trace,
     truncated,
@@ -45,7 +45,7 @@ class Tokenizer(Protocol):
 
 def sharegpt(
     path: str | Path | None = None, *, sessions_per_s: float = 1.0, limit_sessions: int | None = None
-) -> Trace:
+) -> RequestTrace:
     """The paper's ShareGPT workload: 100 conversations of 20 messages or more (1,238 requests)."""
     sessions = []
     for tokens, is_model, spaces in _segments(path or datasets.path("sharegpt"), limit_sessions):
@@ -63,7 +63,7 @@ def swe_agent(
     max_input_tokens: int = MAX_INPUT_TOKENS,
     limit_sessions: int | None = None,
     seed: int = 42,
-) -> Trace:
+) -> RequestTrace:
     """Trajectories of a coding agent on SWE-bench Verified, a request before each message of the model.
 
     response_time_s: mean of the Poisson number of seconds that a tool takes, drawn in one stream over all
@@ -90,7 +90,7 @@ def swe_agent(
 
 def mooncake(
     which: str = "conversation", path: str | Path | None = None, *, limit_requests: int | None = None
-) -> Trace:
+) -> RequestTrace:
     """Mooncake's traces (FAST 2025): hashes of 512-token blocks, so prefixes are known to 512 tokens.
 
     Raises: ValueError unless `which` is conversation or synthetic
@@ -119,8 +119,8 @@ def block_hash_trace(
     block_size: int,
     session: Sequence[int] | None = None,
     turn: Sequence[int] | None = None,
-) -> Trace:
-    """A trace of block hashes: each hash stands for `block_size` tokens of its own.
+) -> RequestTrace:
+    """A trace of block hashes: each hash stands for `block_size` distinct tokens.
 
     Input beyond the hashed blocks and all outputs are tokens that never recur, as nothing is known of them: reuse
     is exact for whole blocks and cannot be seen below a block or in an output.
@@ -128,7 +128,7 @@ def block_hash_trace(
     Raises: ValueError if the tokens that must be told apart do not fit in 31 bits
     """
     numbers: dict[Hashable, int] = {}
-    dense = [np.array([numbers.setdefault(each, len(numbers)) for each in ids], np.int64) for ids in hash_ids]
+    dense = [np.array([numbers.setdefault(block, len(numbers)) for block in ids], np.int64) for ids in hash_ids]
     unique = len(numbers) * block_size
     told_apart = unique + sum(input_lengths) + sum(output_lengths)
     if told_apart > MAX_TOKEN:
@@ -141,17 +141,11 @@ def block_hash_trace(
         pieces += [known.astype(np.int32), np.arange(unique, unique + rest).astype(np.int32)]
         unique += rest
     inputs, outputs = np.array(input_lengths, np.int64), np.array(output_lengths, np.int64)
-    count = len(inputs)
-    return Trace(
-        name,
-        np.concatenate(pieces),
-        np.cumsum(inputs + outputs) - (inputs + outputs),
-        inputs,
-        outputs,
-        np.arange(count) if session is None else np.array(session, np.int64),
-        np.zeros(count, np.int64) if turn is None else np.array(turn, np.int64),
-        np.array(arrival_s, np.float64),
-    )
+    start = np.cumsum(inputs + outputs) - (inputs + outputs)
+    sessions = np.arange(len(inputs)) if session is None else np.array(session, np.int64)
+    turns = np.zeros(len(inputs), np.int64) if turn is None else np.array(turn, np.int64)
+    arrivals = np.array(arrival_s, np.float64)
+    return RequestTrace(name, np.concatenate(pieces), start, inputs, outputs, sessions, turns, arrivals)
 
 
 def claude_code(
@@ -160,7 +154,7 @@ def claude_code(
     sessions_per_s: float = 1.0,
     max_input_tokens: int = MAX_INPUT_TOKENS,
     limit_sessions: int | None = None,
-) -> Trace:
+) -> RequestTrace:
     """Sessions of a code assistant: hashes of 64-token blocks, as runs of [first id, number of blocks].
 
     A session counts up to its first input above `max_input_tokens`, if it has two requests by then; requests of
@@ -203,7 +197,7 @@ def sgd(
     min_system_turns: int = 10,
     with_schemas: bool = False,
     tokenizer: Tokenizer | None = None,
-) -> Trace:
+) -> RequestTrace:
     """Task dialogues (Schema-Guided Dialogue), tokenised message by message; user types 90 words a minute.
 
     with_schemas: each dialogue starts with the schemas of its services, a prompt that dialogues share
@@ -246,9 +240,7 @@ def default_tokenizer() -> Tokenizer:
 
     model = files("mistral_common").joinpath("data", "tokenizer.model.v1")
     if not model.is_file():
-        raise ValueError(
-            "mistral-common must carry data/tokenizer.model.v1: install mistral-common, or pass a tokenizer"
-        )
+        raise ValueError("mistral-common must hold data/tokenizer.model.v1: install it, or pass a tokenizer")
     loaded: Tokenizer = SentencePieceProcessor(model_file=str(model))
     return loaded
 
@@ -297,12 +289,12 @@ TRACE_NAMES = tuple(IMPORTERS)
 FALLBACK = {"sharegpt": "synthetic-chat", "sgd": "synthetic-chat", "sgd-schemas": "synthetic-few-shot"}
 
 
-def load(source: str | Path, *, fallback: bool = False, **options: Any) -> Trace:
+def load_trace(source: str | Path, *, fallback: bool = False, **options: Any) -> RequestTrace:
     """A trace by its name in the registry, or a file of JSON lines.
 
     options:  of the importer, such as sessions_per_s or limit_sessions; a file takes none
-    fallback: where the data set is unavailable, take the project's own generator for that kind of workload; the
-              trace's name is then "synthetic-" and the name asked for
+    fallback: if the data set is unavailable, take the project's own generator for that kind of workload; the
+              trace's name is then "synthetic-" and the requested name
     Raises:   ValueError for a name that is neither, or an option that does not fit; DatasetUnavailable; TraceError
     """
     name = str(source)
@@ -313,19 +305,14 @@ def load(source: str | Path, *, fallback: bool = False, **options: Any) -> Trace
             raise ValueError(f"a file has its own arrivals and takes no options, got {', '.join(options)}")
         return read_jsonl(source)
     try:
-        return _import(name, options)
+        trace: RequestTrace = IMPORTERS[name](**options)
+        return trace
     except datasets.DatasetUnavailable:
         if not fallback:
             raise
         known = {key: value for key, value in options.items() if key in ("sessions_per_s", "seed")}
-        return replace(_import(FALLBACK.get(name, "synthetic-agent"), known), name=f"synthetic-{name}")
-
-
-def _import(name: str, options: dict[str, Any]) -> Trace:
-    try:
-        trace: Trace = IMPORTERS[name](**options)
+        return replace(IMPORTERS[FALLBACK.get(name, "synthetic-agent")](**known), name=f"synthetic-{name}")
     except TypeError as error:
-        if "unexpected keyword" in str(error):
-            raise ValueError(f"trace {name} does not take {', '.join(options)}: {error}") from None
-        raise
-    return trace
+        if "unexpected keyword" not in str(error):
+            raise
+        raise ValueError(f"trace {name} does not take {', '.join(options)}: {error}") from None

@@ -20,7 +20,7 @@ from typing import IO, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from artifact.prefix_cache.workloads.traces import MAX_TOKEN, Tokens, Trace
+from artifact.prefix_cache.workloads.traces import MAX_TOKEN, RequestTrace, Tokens
 
 KEYS = ("session_id", "turn_id", "ts", "input_tokens", "output_tokens")
 
@@ -29,11 +29,11 @@ class TraceError(ValueError):
     """A trace file that cannot be read: "<file>:<line>: <reason>"."""
 
 
-def read_jsonl(path: str | Path) -> Trace:
+def read_jsonl(path: str | Path) -> RequestTrace:
     """The trace in a file, in the order of its lines, named after the file.
 
-    Session ids are kept where all are integers, else numbered in order of first appearance. A turn that repeats
-    the session's sequence before it and goes on is stored once: the pool then grows by the new tokens alone.
+    Session ids are kept where all are integers, else numbered in order of first appearance. A turn that
+    extends the session's sequence before it is stored once: the pool then grows by the new tokens alone.
 
     Raises: TraceError naming the file, the line (from 1) and the reason; OSError if the file cannot be opened.
     """
@@ -48,11 +48,7 @@ def read_jsonl(path: str | Path) -> Trace:
                 if line.isspace():
                     continue
                 row = _parsed(line)
-                session, turn, now = (
-                    _session_id(row),
-                    _integer("turn_id", row["turn_id"]),
-                    _seconds(row["ts"]),
-                )
+                session, turn, now = _session_id(row), _integer("turn_id", row["turn_id"]), _seconds(row["ts"])
                 if now < before:
                     raise ValueError(f"ts must not decrease, got {now} after {before}")
                 inputs, outputs = _tokens("input_tokens", row), _tokens("output_tokens", row)
@@ -69,7 +65,7 @@ def read_jsonl(path: str | Path) -> Trace:
         raise TraceError(f"{path}:{max(line_number, 1)}: the file holds no request")
     run, length, input_length, turn_ids, arrivals = zip(*rows, strict=True)
     inputs_of = np.array(input_length, dtype=np.int64)
-    return Trace(
+    return RequestTrace(
         name=path.name.removesuffix(".gz").removesuffix(".jsonl"),
         tokens=pool.tokens(),
         start=pool.run_starts()[np.array(run)],
@@ -81,7 +77,7 @@ def read_jsonl(path: str | Path) -> Trace:
     )
 
 
-def write_jsonl(trace: Trace, path: str | Path) -> None:
+def write_jsonl(trace: RequestTrace, path: str | Path) -> None:
     """Write a trace; gzip if the name ends in .gz. The file appears under its name only when it is whole."""
     path = Path(path)
     handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
@@ -100,7 +96,7 @@ def write_jsonl(trace: Trace, path: str | Path) -> None:
         raise
 
 
-def _write_lines(trace: Trace, out: IO[bytes] | gzip.GzipFile) -> None:
+def _write_lines(trace: RequestTrace, out: IO[bytes] | gzip.GzipFile) -> None:
     for request in range(len(trace)):
         row = {
             "session_id": int(trace.session[request]),

@@ -30,7 +30,7 @@ class Request:
 
 
 @dataclass(frozen=True)
-class Trace:
+class RequestTrace:
     """Requests sorted by arrival.
 
     tokens:        [pool], int32
@@ -59,12 +59,12 @@ class Trace:
         return len(self.start)
 
     def sequence(self, request: int) -> Tokens:
-        """Input and output of one request: what a cache is asked to keep."""
+        """Input and output of one request: what a cache inserts."""
         first = self.start[request]
         return self.tokens[first : first + self.input_length[request] + self.output_length[request]]
 
     def input(self, request: int) -> Tokens:
-        """Input of one request: what a cache is asked for."""
+        """Input of one request: what a cache looks up."""
         first = self.start[request]
         return self.tokens[first : first + self.input_length[request]]
 
@@ -72,25 +72,18 @@ class Trace:
         """Output of one request."""
         return self.sequence(request)[self.input_length[request] :]
 
-    def head(self, num_requests: int) -> Trace:
+    def head(self, num_requests: int) -> RequestTrace:
         """The first requests alone (same pool)."""
         return self.select(np.arange(min(num_requests, len(self))))
 
-    def select(self, requests: NDArray[np.intp] | NDArray[np.bool_]) -> Trace:
+    def select(self, requests: NDArray[np.intp] | NDArray[np.bool_]) -> RequestTrace:
         """Some of the requests, in the order given (same pool)."""
-        return replace(
-            self,
-            start=self.start[requests],
-            input_length=self.input_length[requests],
-            output_length=self.output_length[requests],
-            session=self.session[requests],
-            turn=self.turn[requests],
-            arrival_s=self.arrival_s[requests],
-        )
+        columns = ("start", "input_length", "output_length", "session", "turn", "arrival_s")
+        return replace(self, **{name: getattr(self, name)[requests] for name in columns})
 
 
-def from_requests(name: str, requests: Iterable[Request]) -> Trace:
-    """A trace from whole requests, sorted by arrival (stable), each with tokens of its own in the pool.
+def from_requests(name: str, requests: Iterable[Request]) -> RequestTrace:
+    """A trace from whole requests, sorted by arrival (stable), each with separate tokens in the pool.
 
     Raises: ValueError for a token outside [0, 2**31) or an empty input.
     """
@@ -103,7 +96,7 @@ def from_requests(name: str, requests: Iterable[Request]) -> Trace:
             pieces.append(checked_tokens(part, f"{name}: session {request.session} turn {request.turn}"))
     lengths = np.array([len(piece) for piece in pieces], dtype=np.int64).reshape(-1, 2)
     sizes = lengths.sum(axis=1)
-    return Trace(
+    return RequestTrace(
         name=name,
         tokens=np.concatenate(pieces) if pieces else np.empty(0, np.int32),
         start=np.cumsum(sizes) - sizes,
@@ -154,7 +147,7 @@ def truncated(session: Session, max_turns: int) -> Session:
     return Session(session.messages[:end], session.from_model[:end], session.pause_s[:end])
 
 
-def chat_trace(name: str, sessions: Sequence[Session], *, sessions_per_s: float, max_input_tokens: int) -> Trace:
+def chat_trace(name: str, sessions: Sequence[Session], *, sessions_per_s: float, max_input_tokens: int) -> RequestTrace:
     """Sessions with full history: session i starts at i / rate, each turn comes after the user's pause.
 
     The arrival model of Marconi's evaluation: starts are evenly spaced, not Poisson, and the model answers at
@@ -162,7 +155,8 @@ def chat_trace(name: str, sessions: Sequence[Session], *, sessions_per_s: float,
     """
     if not sessions_per_s > 0:
         raise ValueError(f"sessions_per_s must be positive, got {sessions_per_s}")
-    starts, inputs, outputs, numbers, turns, arrivals = [], [], [], [], [], []
+    rows: list[tuple[int, int, int, int, int]] = []
+    arrivals: list[float] = []
     pool: list[Tokens] = []
     pool_length = 0
     for number, session in enumerate(sessions):
@@ -172,11 +166,7 @@ def chat_trace(name: str, sessions: Sequence[Session], *, sessions_per_s: float,
                 if history > max_input_tokens:
                     break
                 if history:
-                    starts.append(begin)
-                    inputs.append(history)
-                    outputs.append(len(tokens))
-                    numbers.append(number)
-                    turns.append(turn)
+                    rows.append((begin, history, len(tokens), number, turn))
                     arrivals.append(now)
                     turn += 1
             elif turn:
@@ -184,23 +174,16 @@ def chat_trace(name: str, sessions: Sequence[Session], *, sessions_per_s: float,
             pool.append(tokens)
             history += len(tokens)
             pool_length += len(tokens)
-    order = np.argsort(np.array(arrivals), kind="stable")
-    first, inputs_, outputs_, sessions_, turns_ = (
-        np.array(column, dtype=np.int64)[order] for column in (starts, inputs, outputs, numbers, turns)
-    )
-    arrival_s = np.array(arrivals, dtype=np.float64)[order]
-    return Trace(name, np.concatenate(pool), first, inputs_, outputs_, sessions_, turns_, arrival_s)
+    arrival_s = np.array(arrivals, dtype=np.float64)
+    order = np.argsort(arrival_s, kind="stable")
+    start, inputs, outputs, numbers, turns = np.array(rows, dtype=np.int64).reshape(-1, 5)[order].T.copy()
+    return RequestTrace(name, np.concatenate(pool), start, inputs, outputs, numbers, turns, arrival_s[order])
 
 
 def collapsed_trace(
-    name: str,
-    sessions: Sequence[Session],
-    *,
-    sessions_per_s: float,
-    max_input_tokens: int,
-    collapse_after: int,
-) -> Trace:
-    """As `chat_trace`, for agents that forget old observations (Marconi's SWE-bench workload).
+    name: str, sessions: Sequence[Session], *, sessions_per_s: float, max_input_tokens: int, collapse_after: int
+) -> RequestTrace:
+    """`chat_trace` for agents that forget old observations (Marconi's SWE-bench workload).
 
     Once `collapse_after` rounds (messages to the model, its answer) are complete, each new turn first drops the
     messages to the model of the round `collapse_after - 1` from the last: the input then leaves the sequence of

@@ -30,38 +30,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from itertools import pairwise
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from artifact import hardware
+from artifact.prefix_cache.serving.scan_choice import implementation
 
 CHUNK_SIZE = 64
-
-
-class Implementation(NamedTuple):
-    """What computes the scan, and why."""
-
-    name: str
-    """`mamba-ssm` (its compiled kernels) or `torch` (this module)."""
-    reason: str
-
-
-def implementation(device: torch.device | str | None = None, dtype: torch.dtype = torch.float32) -> Implementation:
-    """What scans tensors of `dtype` on `device` (by default the device that `hardware` chooses)."""
-    machine = hardware.detect()
-    kind = torch.device(device or machine.device).type
-    if machine.device != "cuda":
-        return Implementation("torch", f"mamba-ssm's kernels need CUDA: {machine.reason}")
-    if not machine.mamba_kernels:
-        return Implementation("torch", "mamba-ssm's compiled kernels are not installed")
-    if kind != "cuda":
-        return Implementation("torch", f"mamba-ssm's kernels need CUDA: the tensors are on {kind}")
-    if dtype == torch.float64:
-        return Implementation("torch", "mamba-ssm's kernels compute in float32: the tensors are float64")
-    return Implementation("mamba-ssm", f"its compiled kernels are installed and {machine.reason}")
+ScanInput = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]
+"""x, dt, A, B, C and D of one scan."""
+Scanned = tuple[Tensor, Tensor, dict[int, Tensor]]
+"""y, the state after the last token, the state at each position."""
 
 
 def ssd(
@@ -106,20 +86,11 @@ def ssd(
         y_BHP, after_BHPN = ssd_step(state_BHPN, x_BLHP[:, 0], dt_BLH[:, 0], A_H, B_BLGN[:, 0], C_BLGN[:, 0], D_H)
         return y_BHP[:, None], after_BHPN, {position: (state_BHPN, after_BHPN)[position] for position in wanted}
     scan = _scan_by_kernels if implementation(x_BLHP.device, x_BLHP.dtype).name == "mamba-ssm" else _scan
-    return scan(x_BLHP, dt_BLH, A_H, B_BLGN, C_BLGN, D_H, state_BHPN, chunk_size, wanted)
+    return scan((x_BLHP, dt_BLH, A_H, B_BLGN, C_BLGN, D_H), state_BHPN, chunk_size, wanted)
 
 
-def _scan(
-    x_BLHP: Tensor,
-    dt_BLH: Tensor,
-    A_H: Tensor,
-    B_BLGN: Tensor,
-    C_BLGN: Tensor,
-    D_H: Tensor | None,
-    state_BHPN: Tensor,
-    chunk_size: int,
-    positions: list[int],
-) -> tuple[Tensor, Tensor, dict[int, Tensor]]:
+def _scan(layer: ScanInput, state_BHPN: Tensor, chunk_size: int, positions: list[int]) -> Scanned:
+    x_BLHP, dt_BLH, A_H, B_BLGN, C_BLGN, D_H = layer
     length, groups, precision = x_BLHP.shape[1], B_BLGN.shape[2], state_BHPN.dtype
     x_BGRLP = x_BLHP.to(precision).unflatten(2, (groups, -1)).permute(0, 2, 3, 1, 4)
     dt_BGRL = dt_BLH.to(precision).unflatten(2, (groups, -1)).permute(0, 2, 3, 1)
@@ -168,18 +139,9 @@ def _state_after(tokens: int, state_BGRPN: Tensor, input_BGRQP: Tensor, B_BGQN: 
     return state_BGRPN * last_BGR.exp().to(precision)[..., None, None] + added_BGRPN
 
 
-def _scan_by_kernels(
-    x_BLHP: Tensor,
-    dt_BLH: Tensor,
-    A_H: Tensor,
-    B_BLGN: Tensor,
-    C_BLGN: Tensor,
-    D_H: Tensor | None,
-    state_BHPN: Tensor,
-    chunk_size: int,
-    positions: list[int],
-) -> tuple[Tensor, Tensor, dict[int, Tensor]]:
+def _scan_by_kernels(layer: ScanInput, state_BHPN: Tensor, chunk_size: int, positions: list[int]) -> Scanned:
     """The same by mamba-ssm: a scan up to each position, since its kernels give no state but the last."""
+    x_BLHP, dt_BLH, A_H, B_BLGN, C_BLGN, D_H = layer
     from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
 
     states, parts = {0: state_BHPN}, [x_BLHP[:, :0]]

@@ -1,0 +1,129 @@
+"""One trace, model and capacity through several systems: the rows that notebooks 13 to 19 sweep, and their lines."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+
+from artifact import sweep
+from artifact.prefix_cache import Fidelity, Replay, RequestTrace, load_trace, preset, replay
+from artifact.prefix_cache.index.fidelity import fidelity_label
+from artifact.prefix_cache.simulation import GB, INFINITE, MARCONI, SGLANG, VANILLA, VLLM
+from figures.marconi.clairvoyant import replay_clairvoyant
+from figures.marconi.latency import p95_ms
+from figures.style import facets
+
+PAPER_TRACE = "sharegpt"
+"""The one trace of the paper that is at hand."""
+COMPARED = (VLLM, SGLANG, MARCONI)
+BEST_STATIC, CLAIRVOYANT = "Best static alpha", "Clairvoyant heuristic"
+ALPHAS = [step / 10 for step in range(21)]
+
+# Lines that coincide stay visible: Marconi's is wide and lies below the others, which are dashed.
+DASHES = {MARCONI: "", SGLANG: (4, 1.5), VLLM: (1, 1), BEST_STATIC: (2, 1), CLAIRVOYANT: (5, 1, 1, 1), INFINITE: (1, 2)}
+WIDTHS = dict.fromkeys(DASHES, 1.1) | {MARCONI: 2.6}
+
+
+@cache
+def _trace(source: str, options: tuple[tuple[str, Any], ...]) -> RequestTrace:
+    return load_trace(source, fallback=True, **dict(options))
+
+
+def trace_of(source: str, **options: Any) -> RequestTrace:
+    """The trace by its registry name; the project's own synthetic one, named so, where the data is not at hand."""
+    return _trace(source, tuple(sorted(options.items())))
+
+
+def limit(source: str, sessions: int) -> dict[str, int]:
+    """The importer's option that makes a trace shorter: Mooncake's requests carry no session, so 20 for each."""
+    return {"limit_requests": 20 * sessions} if source.startswith("mooncake") else {"limit_sessions": sessions}
+
+
+def measures(result: Replay) -> dict[str, Any]:
+    """What a row keeps of a replay."""
+    return {
+        "token_hit_rate_pct": 100 * result.token_hit_rate,
+        "request_hit_rate_pct": 100 * result.request_hit_rate,
+        "flops_saved": float(result.flops_saved),
+        "ttft_p95_ms": p95_ms(result.input_length - result.hit_tokens),
+        "peak_gb": result.peak_bytes / GB,
+        "alpha": np.nan if result.alpha is None else result.alpha,
+        "tuned": result.tuned,
+        "stale_states": result.num_stale_states,
+        "requests": len(result.input_length),
+        "input_tokens": int(result.input_length.sum()),
+    }
+
+
+def compare(
+    *,
+    source: str,
+    capacity_gb: float,
+    systems: list[str],
+    fidelity: str = "corrected",
+    spec: str = "marconi-7b",
+    layers: list[int] | None = None,
+    d_state: int | None = None,
+    block_size: int = 32,
+    **trace_options: Any,
+) -> pd.DataFrame:
+    """One configuration: a row for each system on one trace, model and capacity.
+
+    systems:       the paper's, and the bounds: Infinite cache, Best static alpha, Clairvoyant heuristic
+    layers:        (SSM, attention, MLP) layers in place of the model's
+    trace_options: of the importer (sessions_per_s, response_time_s, limit_sessions ...)
+    """
+    trace, model, capacity = trace_of(source, **trace_options), preset(spec), round(capacity_gb * GB)
+    model = model if layers is None else model.with_layers(*layers)
+    model = model if d_state is None else model.with_state_dim(d_state)
+    options: dict[str, Any] = {"capacity_bytes": capacity, "fidelity": Fidelity.parse(fidelity)}
+    dimensions = {
+        "trace": trace.name,
+        **{name: value for name, value in trace_options.items() if name != "seed"},
+        "spec": spec,
+        "layers": f"({model.num_ssm_layers}, {model.num_attention_layers})",
+        "d_state": model.d_state,
+        "capacity_gb": float(capacity_gb),
+        "fidelity": fidelity_label(fidelity),
+        "block_size": block_size,
+    }
+    rows = []
+    for system in systems:
+        if system == BEST_STATIC:
+            static = [replay(trace, model, system=MARCONI, alpha=alpha, **options) for alpha in ALPHAS]
+            result = max(static, key=lambda run: int(run.hit_tokens.sum()))
+        elif system == CLAIRVOYANT:
+            hits = replay_clairvoyant(trace, model, capacity_bytes=capacity)
+            saved = model.flops_saved(hits)
+            result = Replay(system, hits, 0 * hits, trace.input_length, saved, capacity, None, False, None, 0, 0, 0.0)
+        else:
+            result = replay(trace, model, system=system, block_size=block_size, **options)
+        rows.append({**dimensions, "system": system, **measures(result)})
+    return pd.DataFrame(rows)
+
+
+def compare_all(configurations: list[dict[str, Any]]) -> pd.DataFrame:
+    """`compare` for each configuration, in parallel: one row per configuration and system."""
+    return sweep.table(compare, configurations, description="configurations")
+
+
+def rates_by(table: pd.DataFrame, index: str | list[str], value: str = "token_hit_rate_pct") -> pd.DataFrame:
+    """`value` with a row per `index` and a column per system; the columns of absent systems are empty."""
+    wide = table.pivot(index=index, columns="system", values=value)
+    return wide.reindex(columns=list(dict.fromkeys((*wide.columns, VANILLA, *COMPARED))))
+
+
+def rate_lines(table: pd.DataFrame, x: str, **options: Any) -> sns.FacetGrid:
+    """Token hit rate against `x`, a line per system that stays visible under the others."""
+    systems = sorted(table["system"].unique(), key=lambda system: system != MARCONI)
+    ours = {"hue_order": systems, "style_order": systems, "dashes": DASHES, "sizes": WIDTHS, "markersize": 3}
+    by_system = dict.fromkeys(("hue", "style", "size"), "system")
+    shape = {"kind": "line", "marker": "o", "markeredgewidth": 0, "errorbar": None}
+    grid = facets(sns.relplot, table, x=x, y="token_hit_rate_pct", **by_system, **ours, **shape, **options)
+    grid.set(ylim=(0, None))
+    grid.set_axis_labels("Capacity (GB)", "Token hit rate (%)")
+    return grid
