@@ -116,6 +116,7 @@ def serve(
     from artifact.prefix_cache.serving.hybrid_models import build_model
     from artifact.prefix_cache.serving.trace_server import System, per_request, summary
     from artifact.prefix_cache.serving.trace_server import serve as serve_requests
+    from artifact.prefix_cache.simulation import SIMULATED_SYSTEMS
 
     placement = placement or checkpoints
     capacity, host_capacity = round(capacity_mb * MB), _bytes(host_capacity_mb, MB)
@@ -187,7 +188,7 @@ def _bytes(amount: float | None, unit: int) -> int | None:
 
 
 def _load(trace: str, sessions_per_s: float | None) -> Any:
-
     from artifact.prefix_cache import load_trace
 
-    return load_trace(trace, **({} if sessions_per_s is None else {"sessions_per_s": sessions_per_s}))
+    options: dict[str, Any] = {} if sessions_per_s is None else {"sessions_per_s": sessions_per_s}
+    return load_trace(trace, **options)
