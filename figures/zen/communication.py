@@ -27,8 +27,6 @@ def scheme_traffic(
 def _traffic(
     *, name: str, workers: list[int], schemes: list[str], bandwidth_gbps: float, steps: int, seed: int
 ) -> pd.DataFrame:
-    from artifact.sparse_sync.links.accounting import traffic_of
-
     label, tensors = sparse_sync.workload_tensors(name, max(workers), steps, seed)
     rows = []
     for n in workers:
@@ -42,7 +40,7 @@ def _traffic(
                     "workload": label,
                     "system": seen.pop("label"),
                     **seen,
-                    "busiest_bytes": traffic_of(scheme, tensors[:n], seed).busiest_bytes,
+                    "busiest_bytes": sparse_sync.traffic_of(scheme, tensors[:n], seed).busiest_bytes,
                     "predicted_bytes": predicted.get(scheme, np.nan),
                     "chosen": chosen,
                 }

@@ -75,11 +75,10 @@ def selector_map(
 def _selected(
     *, num_workers: int, overlap: float, density: float, size: int, seed: int, candidates: list[str]
 ) -> pd.DataFrame:
-    from artifact.sparse_sync.links.accounting import traffic_of
     from artifact.sparse_sync.workloads import uniform
 
     tensors = uniform(size=size, density=density, overlap=overlap, num_workers=num_workers, seed=seed)
-    bytes_of = {name: traffic_of(name, tensors, seed).busiest_bytes for name in candidates}
+    bytes_of = {name: sparse_sync.traffic_of(name, tensors, seed).busiest_bytes for name in candidates}
     statistics = sparse_sync.measure_statistics(tensors, seed)
     cheapest = min(bytes_of, key=lambda name: bytes_of[name])
     chosen = sparse_sync.choose_scheme(statistics, candidates=candidates)

@@ -35,7 +35,6 @@ def synchronisation_times(
     One row per (workload, workers, rate_mbps, system, repeat).
     """
     from artifact.sparse_sync.links import testbed
-    from artifact.sparse_sync.links.accounting import traffic_of
 
     possible, reason = testbed.available()
     tables = []
@@ -45,7 +44,7 @@ def synchronisation_times(
             table = sparse_sync.measure_links(tensors, rate, systems=systems, repeats=repeats, seed=seed)
         else:
             schemes = {name: scheme for name, scheme in sparse_sync.SCHEMES.items() if name in systems}
-            counted = {name: traffic_of(name, tensors, seed).max_sent_bytes for name in schemes}
+            counted = {name: sparse_sync.traffic_of(name, tensors, seed).max_sent_bytes for name in schemes}
             table = pd.DataFrame({"system": systems, "workers": workers, "rate_mbps": testbed.rate_bps(rate) / 1e6})
             table["label"] = [schemes[name].label if name in schemes else name for name in systems]
             table["counted_bytes"] = table["system"].map(counted)

@@ -108,13 +108,11 @@ def _busiest_bytes(names: list[str], workers: list[int], schemes: list[str], ste
 
 
 def _busiest(*, name: str, workers: list[int], schemes: list[str], steps: int, seed: int) -> pd.DataFrame:
-    from artifact.sparse_sync.links.accounting import traffic_of
-
     label, tensors = sparse_sync.workload_tensors(name, max(workers), steps, seed)
     table = pd.DataFrame(sweep.grid(workload=[label], workers=workers, scheme=schemes))
     table["system"] = [sparse_sync.SCHEMES[scheme].label for scheme in table["scheme"]]
     table["busiest_bytes"] = [
-        traffic_of(scheme, tensors[:n], seed).busiest_bytes
+        sparse_sync.traffic_of(scheme, tensors[:n], seed).busiest_bytes
         for n, scheme in zip(table["workers"], table["scheme"], strict=True)
     ]
     return table
