@@ -109,7 +109,7 @@ def plot_deepseek_v3(table: pd.DataFrame) -> Figure:
         "512 GPUs": ("p", table["gpus"] == 512, "Probability p of a node's failure in an hour"),
         "p = 0.05": ("gpus", table["p"] == 0.05, "GPUs"),
     }
-    rows = pd.concat(table[kept].assign(panel=panel, at=table[x]) for panel, (x, kept, _) in panels.items())
+    rows = pd.concat(table[kept].assign(panel=panel, at=table[x][kept]) for panel, (x, kept, _) in panels.items())
     rows = rows.sort_values("at", kind="stable")
     axes: dict[str, Any] = {"x": "at", "panel": "panel", "kind": "point", "value": "samples_per_s", "sharex": False}
     order = [panel for panel in panels if panel in set(rows["panel"])]
