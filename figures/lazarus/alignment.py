@@ -2,8 +2,8 @@
 
 Each layer's placement says which experts are together, not which nodes hold them. Where the layers put their rarest
 experts on the same nodes, the failures that one does not survive are those that the others do not survive either; with
-an order of its own for each layer almost every set of failures hits some layer. What is looked for is a permutation of
-the nodes for each layer.
+a different order in each layer almost every set of failures hits some layer. `align` searches for a permutation of the
+nodes of each layer.
 
 Shape legend: L = layers, N = nodes, H = holder sets of all layers, W = words of 64 failure sets each, M = moves
 """
@@ -22,9 +22,9 @@ from artifact.elastic_moe.placement.search import COLD, DOUBT, WARM, Candidate, 
 from artifact.elastic_moe.placement.search_kernels import EQUAL, Floats, Integers, Words, bit_count
 
 Order = list[int]
-"""Of one layer, for each node of the model the node of the layer's placement that it becomes."""
+"""For each node of the model, the node of one layer's placement that it becomes."""
 
-COUNTED_SETS = 1 << 16  # failure sets that guide the search: all of up to 16 nodes, or so many as below
+COUNTED_SETS = 1 << 16  # failure sets that guide the search: all of them on up to 16 nodes, else a sample
 DRAWN_SETS = 1 << 12
 RESTARTS = 8
 JOINS = 8  # attempts at a layer that joins the others

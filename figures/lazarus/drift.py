@@ -44,7 +44,7 @@ def drift(
     traces:         SmartMoE, Generated (drawn by `seed`); DeepSeek-V2-Lite on four tasks in turn comes after them
     intervals:      iterations between rebalances of the traces; task_intervals: of the tasks; once only is added
     One row per (trace, system, interval, iteration): `own` values are those of a placement by the iteration's loads,
-    ratios are means over the layers, and recovery is that of the model after so many failures.
+    ratios are means over the layers, and recovery is that of the model after `failed` failures.
     """
     rows = []
     for name, job, chosen in _jobs(traces, [*intervals, NEVER], [*task_intervals, NEVER], seed):
@@ -104,7 +104,7 @@ class Plan:
 
     @cached_property
     def _part_LNE(self) -> NDArray[np.float64]:
-        """Of an expert's load that of each node, over what a node has on average."""
+        """Share of an expert's load on each node, over the average node's share."""
         counts_LNE = np.stack([layer.counts_NE for layer in self.layers])
         return counts_LNE * counts_LNE.shape[1] / counts_LNE.sum(axis=1, keepdims=True)
 

@@ -71,7 +71,7 @@ def worked_examples() -> pd.DataFrame:
 def drawn(case: str, plan: str, placement: moe.Placement, failures: int) -> pd.DataFrame:
     """One row per (case, plan, node, slot), to draw it.
 
-    Of `sets` sets of so many failures, `good` are survived, by the live nodes in `survivors`.
+    `good` of the `sets` sets of `failures` failed nodes are survived, by the live nodes in `survivors`.
     """
     every = set(range(placement.num_nodes))
     alive = [every - set(failed) for failed in combinations(every, failures) if placement.survives(failed)]

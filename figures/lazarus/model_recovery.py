@@ -43,7 +43,7 @@ def model_recovery(*, models: Sequence[str], iterations: Sequence[int], seed: in
 
 
 def node_orders(*, models: Sequence[str], iterations: Sequence[int], seeds: int, seed: int = 0) -> pd.DataFrame:
-    """The same layers with nodes in the same order, each in one of its own, and aligned from there.
+    """The same layers with nodes in the same order, in a different order in each layer, and aligned from there.
 
     seeds: orders that are drawn, from `seed` on
     One row per (model, iteration, system, orders, seed, failures). "worst layer" is the least that any
@@ -71,7 +71,7 @@ def transferred(*, cases: Sequence[tuple[str, int, int]], most: int, seed: int =
     """Experts sent when nodes fail together and the others take up a new plan (Lazarus, table 2).
 
     cases: model, iteration and nodes lost
-    most:  failure sets that are recovered from: all of them, or so many drawn from them by `seed`
+    most:  failure sets that are recovered from: all of them, or at most this many, drawn by `seed`
     One row per (model, iteration, lost, numbering, failed, method); loads stay as they were before the failure. The
     numbering decides which of several experts with equally many replicas comes first in MRO, of which the paper says
     nothing.
@@ -100,7 +100,7 @@ def _layers(method: str, loads_LE: np.ndarray, nodes: int, numbering: str = "ris
 
 
 def _recoverable(layers: Sequence[moe.Placement], lost: int, most: int, seed: int = 0) -> list[tuple[int, ...]]:
-    """Sets of so many failed nodes that every layer survives: all, or `most` drawn from them."""
+    """Sets of `lost` failed nodes that every layer survives: all, or `most` drawn from them."""
     every = combinations(range(layers[0].num_nodes), lost)
     survived = [failed for failed in every if all(layer.survives(failed) for layer in layers)]
     if len(survived) <= most:
@@ -110,7 +110,7 @@ def _recoverable(layers: Sequence[moe.Placement], lost: int, most: int, seed: in
 
 
 def _mixed(layers: Sequence[moe.Placement], seed: int) -> list[moe.Placement]:
-    """The nodes of each layer in an order of its own."""
+    """Each layer with its nodes in a random order."""
     rng = np.random.default_rng(seed)
     return [
         moe.Placement(tuple(layer.nodes[node] for node in rng.permutation(layer.num_nodes)), layer.num_experts)
@@ -134,8 +134,8 @@ def plot_model_recovery(table: pd.DataFrame) -> Figure:
 
 
 def plot_node_orders(table: pd.DataFrame) -> Figure:
-    """Recovery of all layers placed by MRO, the nodes in the same order in all layers, in one of its own in each, and
-    aligned from there."""
+    """Recovery of all layers placed by MRO, the nodes in the same order in all layers, in a different order in each,
+    and aligned from there."""
     rows = table[(table["system"] == "MRO") & (table["iteration"] == table["iteration"].min())]
     axes: dict[str, Any] = {"x": "failures", "y": "probability", "col": "model", "hue": "orders", "style": "orders"}
     colors: dict[str, Any] = {"palette": ORDER_COLORS, "hue_order": [*ORDER_COLORS], "style_order": [*ORDER_COLORS]}

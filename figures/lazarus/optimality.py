@@ -46,7 +46,7 @@ def counterexamples(*, seed: int = 0) -> pd.DataFrame:
 def small_cases(*, sizes: Sequence[tuple[int, int]], max_experts: int, most: int, seed: int = 0) -> pd.DataFrame:
     """MRO against the best placement and the upper bound, for full slots and at least one replica of each expert.
 
-    sizes: nodes and slots; most: so many cases a size, evenly from all in lexicographic order of their replicas
+    sizes: nodes and slots; most: cases per size, taken evenly from all in lexicographic order of their replicas
     seed:  of the search
     One row per (nodes, slots, replicas, failures): survived sets by method, of `sets`; `whole` where no group of nodes
     is cut short. The columns `keeps_` say for the case whether fewer than f failures are always survived, f being the
@@ -118,7 +118,7 @@ def placement_time(*, sizes: Sequence[tuple[int, int, int]], repeats: int) -> pd
 
 
 def _partitions(total: int, parts: int, least: int = 1) -> Iterator[tuple[int, ...]]:
-    """Rising sequences of so many numbers with this sum."""
+    """Ascending sequences of `parts` numbers with this sum."""
     if parts == 1:
         yield (total,)
         return

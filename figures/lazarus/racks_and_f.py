@@ -102,7 +102,7 @@ def choosing_f(
 
     Nodes that fail before the last failure is dealt with fail at once. Processes: `independent`, each node at a rate,
     what fails within `window_s` being at once; `p3`, the spot trace at a cap of as many nodes; `infinitehbd`, the
-    cluster being so many of its 400 servers drawn at random.
+    cluster being as many of its 400 servers, drawn at random.
     clusters: (model, nodes, slots); seed: of the search for aligned orders
     One row per (model, nodes, slots, system, min_replicas, process, rate_per_hour): loss is the probability that an
     expert is lost at one time at which nodes may fail, and hours the mean time until that.
@@ -156,7 +156,7 @@ def _processes(
 
 
 def _instants(trace: moe.FailureTrace) -> Counter[int]:
-    """Minutes in which so many nodes fail."""
+    """Nodes that fail in one minute -> number of such minutes."""
     return Counter(len(event.nodes) for event in trace.events if event.kind == "fail")
 
 
@@ -178,8 +178,8 @@ def plot_racks(table: pd.DataFrame) -> Figure:
 
 
 def plot_losses_at_once(table: pd.DataFrame) -> Figure:
-    """Minutes of two failure traces in which so many nodes are lost (bars), and how many there would be if as many
-    nodes were lost independently."""
+    """Minutes of two failure traces by the number of nodes lost in them (bars), and how many there would be if the same
+    losses came independently."""
     bars: dict[str, Any] = {"kind": "bar", "color": CYCLE[0], "saturation": 1, "native_scale": True}
     grid = facets(sns.catplot, table, x="nodes_lost", y="instants", col="label", sharex=False, **bars)
     dash: dict[str, Any] = {"marker": "_", "markersize": 9, "markeredgewidth": 1.5, "color": CYCLE[1]}

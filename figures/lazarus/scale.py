@@ -49,8 +49,8 @@ def deepseek_v3(
 
     A node that fails comes back an hour later. DS checkpoints as often as pays (Young: the square root of twice the
     time of a checkpoint times the time between failures), the others, as in the smaller runs, a fifth as often.
-    cases: (GPUs, p); a run ends after so many samples, or at most_hours; trials: from `seed` on
-    One row per (gpus, p, trial, system); hours are those that so many samples take at the run's mean throughput.
+    cases: (GPUs, p); a run ends after `samples` samples, or at most_hours; trials: from `seed` on
+    One row per (gpus, p, trial, system); hours are the time that `samples` samples take at the run's mean throughput.
     """
     work, testbed = moe.WORKLOADS["DeepSeek-V3"], moe.TESTBEDS["h200-deepseek-v3"]
     layouts = moe.LayoutCache(work, moe.default_loads(work))

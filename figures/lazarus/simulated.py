@@ -32,7 +32,7 @@ Case = tuple[dict[str, Any], moe.FailureTrace, float, Mapping[str, Any]]
 def controlled_failures(
     *, models: Sequence[str], intervals_min: Sequence[int], seeds: int, idle_first: bool = False, seed: int = 0
 ) -> pd.DataFrame:
-    """Ten nodes, of which one fails each so many minutes until half are left; six intervals in all (figures 6, 7).
+    """Ten nodes, of which one fails at each interval until half are left; six intervals in all (figures 6, 7).
 
     seeds:      orders in which nodes fail, from `seed` on
     idle_first: the node of the highest number fails, which is one that DS leaves idle where there is one (figure 14)
@@ -74,7 +74,7 @@ def spot_trace(*, models: Sequence[str], minutes: Sequence[float], strides: Sequ
 
 
 def timeline(*, models: Sequence[str], interval_min: int, window_s: float = 10.0, seed: int = 0) -> pd.DataFrame:
-    """One run of each system with a failure each so many minutes (figure 6), as `_windows`."""
+    """One run of each system with a failure at each interval (figure 6), as `_windows`."""
     trace = moe.periodic_failures(interval_min, NODES, seed=seed)
     return _windows(models, trace, 6 * interval_min, CHECKPOINT_STEPS[interval_min], window_s)
 
@@ -86,7 +86,7 @@ def spot_timeline(*, models: Sequence[str], minutes: float, stride: int, window_
 
 
 def load_ratio(*, ratios: Sequence[float], num_nodes: int = NODES) -> pd.DataFrame:
-    """A step of one layer of 8 experts, dim 1024, one of which is so many times as hot as the others (figure 10a).
+    """A step of one layer of 8 experts, dim 1024, one of which is `ratio` times as hot as the others (figure 10a).
 
     The embedding is left out. Groups of 2 nodes. layer_ms leaves out the gradients' reduction.
     One row per (ratio, system).
