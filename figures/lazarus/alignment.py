@@ -2,8 +2,8 @@
 
 Each layer's placement says which experts are together, not which nodes hold them. Where the layers put their rarest
 experts on the same nodes, the failures that one does not survive are those that the others do not survive either; with
-an order of its own for each layer almost every set of failures hits some layer. What is looked for is a permutation of
-the nodes for each layer.
+a different order in each layer almost every set of failures hits some layer. `align` searches for a permutation of the
+nodes of each layer.
 
 Shape legend: L = layers, N = nodes, H = holder sets of all layers, W = words of 64 failure sets each, M = moves
 """
@@ -12,20 +12,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from itertools import accumulate, chain
 
 import numba
 import numpy as np
 
 from artifact.elastic_moe import Placement, recovery
-from artifact.elastic_moe.placement.search import COLD, DOUBT, WARM, Candidate, FailureSets, SearchProblem
+from artifact.elastic_moe.placement.search import COLD, DOUBT, WARM, Candidate, SearchProblem
 from artifact.elastic_moe.placement.search_kernels import EQUAL, Floats, Integers, Words, bit_count
 
 Order = list[int]
-"""Of one layer, for each node of the model the node of the layer's placement that it becomes."""
+"""For each node of the model, the node of one layer's placement that it becomes."""
 
-COUNTED_SETS = 1 << 16  # failure sets that guide the search: all of up to 16 nodes, or so many as below
+COUNTED_SETS = 1 << 16  # failure sets that guide the search: all of them on up to 16 nodes, else a sample
 DRAWN_SETS = 1 << 12
 RESTARTS = 8
 JOINS = 8  # attempts at a layer that joins the others
@@ -37,7 +36,6 @@ WORK = 400_000_000  # words touched by the moves of all restarts at most
 def align(
     placements: Sequence[Placement],
     *,
-    slots: Sequence[int] | None = None,
     failures: int | None = None,
     failure_probability: float = 0.1,
     seed: int = 0,
@@ -45,31 +43,27 @@ def align(
     """The layers with their nodes in orders in which all of them survive most often; never worse than as given.
 
     placements: [L], one a layer, all of N nodes; node i of each layer becomes the same node
-    slots:      [N], of the nodes: only nodes with equally many change places; without it, any may
     failures, failure_probability: the objective, as in `search`, of the joint recovery over all layers
     Tried first are the orders given and the same order by group in all layers, which serves the groups of MRO; these
     are left as they are if the model then survives all that its worst layer does. Otherwise two nodes of a layer change
     places, by simulated annealing. On more than 24 nodes losses can be estimates, and win only beyond doubt.
     The paper says nothing of layers: its recovery probability is that of one.
-    Raises: ValueError for no placement, layers or slots of different node counts, and objectives as `search`
+    Raises: ValueError for no placement, layers of different node counts, and objectives as `search`
     """
     layers = list(placements)
     sizes = sorted({layer.num_nodes for layer in layers})
     if len(sizes) != 1:
         raise ValueError(f"all layers must be on the same nodes, got placements on {sizes} nodes")
-    slots = [1] * sizes[0] if slots is None else list(slots)
-    if len(slots) != sizes[0]:
-        raise ValueError(f"slots must be one count for each of {sizes[0]} nodes, got {len(slots)}")
     if failures is not None and not 0 <= failures <= sizes[0]:
         raise ValueError(f"failures must be in [0, {sizes[0]}], the number of nodes, got {failures}")
     if not 0 <= failure_probability <= 1:
         raise ValueError(f"failure_probability must be in [0, 1], got {failure_probability}")
     problem = _problem(_joint(layers), failures, failure_probability, seed)
     given = [list(range(sizes[0]))] * len(layers)
-    by_group = [_by_group(layer, slots) for layer in layers]
+    by_group = [_by_group(layer) for layer in layers]
     found = _first_or_better([problem.judged(_joint(_ordered(layers, orders))) for orders in (given, by_group)])
     if found.loss > _worst_layer(problem, layers) * (1 + EQUAL):
-        places = _Search.of(problem, layers, slots).found([_inverse(orders) for orders in (given, by_group)])
+        places = _searched(problem, layers, [_inverse(orders) for orders in (given, by_group)])
         searched = [problem.judged(_joint(_ordered(layers, _inverse(each).tolist()))) for each in places]
         found = _first_or_better([found, *searched])
     return _separate(found.placement, layers)
@@ -136,89 +130,60 @@ def _smallest_sets(layer: Placement) -> list[tuple[int, ...]]:
     return [tuple(sorted(holders)) for holders in kept]
 
 
-def _by_group(layer: Placement, slots: Sequence[int]) -> Order:
+def _by_group(layer: Placement) -> Order:
     """Nodes of the smallest holder sets first, set by set, those that share no node with earlier ones before others."""
     disjoint: list[int] = []
     others: list[int] = []
     for holders in _smallest_sets(layer):
         (others if set(holders) & set(disjoint) else disjoint).extend(holders)
-    line = list(dict.fromkeys([*disjoint, *others, *range(layer.num_nodes)]))
-    turn = {count: iter([node for node in line if slots[node] == count]) for count in set(slots)}
-    return [next(turn[count]) for count in slots]
+    return list(dict.fromkeys([*disjoint, *others, *range(layer.num_nodes)]))
 
 
-@dataclass(frozen=True)
-class _Search:
-    """What nodes change places by. Places: [L, N], for each node of a layer the node of the model that it becomes."""
+def _searched(problem: SearchProblem, layers: Sequence[Placement], starts: Sequence[Integers]) -> list[Integers]:
+    """Places found from each of the starts, and from the layers of the last one placed one by one.
 
-    slots_N: Integers
-    first_L: Integers
-    first_H: Integers
-    members: Integers
-    sets: FailureSets
-    moves: int
-    generator: np.random.Generator
+    Places: [L, N], for each node of a layer the node of the model that it becomes
+    """
+    smallest = [_smallest_sets(layer) for layer in layers]
+    sets = problem.failure_sets(COUNTED_SETS if 1 << problem.num_nodes <= COUNTED_SETS else DRAWN_SETS)
+    members = np.array([node for each in smallest for nodes in each for node in nodes], dtype=np.int64)
+    first_L = np.cumsum([0] + [len(each) for each in smallest])
+    first_H = np.cumsum([0] + [len(nodes) for nodes in chain.from_iterable(smallest)])
+    touched = len(sets.weight_W) * (len(layers) + len(members) // len(layers) + 1)
+    moves = min(MOVES, WORK // (RESTARTS * touched))
+    generator = np.random.default_rng(problem.seed)
+    failed_WN = np.ascontiguousarray(sets.failed_NW.T)
 
-    @classmethod
-    def of(cls, problem: SearchProblem, layers: Sequence[Placement], slots: Sequence[int]) -> _Search:
-        smallest = [_smallest_sets(layer) for layer in layers]
-        sets = problem.failure_sets(COUNTED_SETS if 1 << problem.num_nodes <= COUNTED_SETS else DRAWN_SETS)
-        members = np.array([node for each in smallest for nodes in each for node in nodes], dtype=np.int64)
-        touched = len(sets.weight_W) * (len(layers) + len(members) // len(layers) + 1)
-        return cls(
-            np.array(slots),
-            np.cumsum([0] + [len(each) for each in smallest]),
-            np.cumsum([0] + [len(nodes) for nodes in chain.from_iterable(smallest)]),
-            members,
-            sets,
-            min(MOVES, WORK // (RESTARTS * touched)),
-            np.random.default_rng(problem.seed),
-        )
+    def improved(place_LN: Integers, layer_M: Integers, warm: float) -> tuple[Integers, float]:
+        """After moves of these layers, the best places and their loss."""
+        pairs_M2 = generator.integers(problem.num_nodes, size=(len(layer_M), 2))
+        growth_M = -np.geomspace(warm, COLD, len(layer_M)) * np.log1p(-generator.random(len(layer_M)))
+        holders = first_L, first_H, members
+        return _exchange_nodes(place_LN.copy(), *holders, failed_WN, sets.weight_W, layer_M, pairs_M2, growth_M)
 
-    def found(self, starts: Sequence[Integers]) -> list[Integers]:
-        """Places found from each of the starts, and from what `one_by_one` makes of the last one."""
-        places = []
-        for restart in range(RESTARTS):
-            turn = restart % (len(starts) + 1)
-            start_LN = starts[turn] if turn < len(starts) else self.one_by_one(starts[-1])
-            places.append(self.improved(start_LN, self.generator.integers(len(start_LN), size=self.moves), WARM)[0])
-        return places
-
-    def one_by_one(self, start_LN: Integers) -> Integers:
+    def one_by_one(start_LN: Integers) -> Integers:
         """The layers in turn, each in the best of a few places found for it beside those before it."""
         place_LN = start_LN.copy()
-        alone_M = np.ones(self.moves // (JOINS * len(place_LN)), dtype=np.int64)
+        alone_M = np.ones(moves // (JOINS * len(place_LN)), dtype=np.int64)
         for layer in range(1, len(place_LN)):
             tried = []
             for _ in range(JOINS):
-                tried.append(self.improved(place_LN[: layer + 1], layer * alone_M, HOT))
-                for count in set(self.slots_N.tolist()):
-                    alike = self.slots_N[place_LN[layer]] == count
-                    place_LN[layer, alike] = self.generator.permutation(place_LN[layer, alike])
+                tried.append(improved(place_LN[: layer + 1], layer * alone_M, HOT))
+                place_LN[layer] = generator.permutation(place_LN[layer])
             place_LN[layer] = min(tried, key=lambda each: each[1])[0][layer]
         return place_LN
 
-    def improved(self, place_LN: Integers, layer_M: Integers, warm: float) -> tuple[Integers, float]:
-        """After moves of these layers, the best places and their loss."""
-        moves = len(layer_M)
-        return _exchange_nodes(
-            place_LN.copy(),
-            self.slots_N,
-            self.first_L,
-            self.first_H,
-            self.members,
-            np.ascontiguousarray(self.sets.failed_NW.T),
-            self.sets.weight_W,
-            layer_M,
-            self.generator.integers(len(self.slots_N), size=(moves, 2)),
-            -np.geomspace(warm, COLD, moves) * np.log1p(-self.generator.random(moves)),
-        )
+    places = []
+    for restart in range(RESTARTS):
+        turn = restart % (len(starts) + 1)
+        start_LN = starts[turn] if turn < len(starts) else one_by_one(starts[-1])
+        places.append(improved(start_LN, generator.integers(len(start_LN), size=moves), WARM)[0])
+    return places
 
 
 @numba.njit(cache=True)
 def _exchange_nodes(
     place_LN: Integers,
-    slots_N: Integers,
     first_L: Integers,
     first_H: Integers,
     members: Integers,
@@ -242,7 +207,7 @@ def _exchange_nodes(
     loss = best = np.inf  # the first move is made in any case: the start is known to the caller
     for move in range(len(layer_M)):
         layer, i, j = layer_M[move], pairs_M2[move, 0], pairs_M2[move, 1]
-        if i == j or slots_N[place_LN[layer, i]] != slots_N[place_LN[layer, j]]:
+        if i == j:
             continue
         limit, after = loss * (1 + growth_M[move]), 0.0
         place_LN[layer, i], place_LN[layer, j] = place_LN[layer, j], place_LN[layer, i]

@@ -32,6 +32,11 @@ def picture(table: str, plot: Callable[[pd.DataFrame], Figure], interval: str = 
     return Picture(table, plot, " ".join((inspect.getdoc(plot) or "").split()), interval)
 
 
+def named(table: pd.DataFrame, form: str) -> list[str]:
+    """A name for each row, of its columns."""
+    return [form.format(**{str(column): value for column, value in row.items()}) for row in table.to_dict("records")]
+
+
 def data_of(table: pd.DataFrame) -> str:
     """Names of the recorded loads or failures behind a table, for a title."""
     names = [str(name) for column in DATA_COLUMNS if column in table for name in table[column].unique()]
@@ -48,6 +53,12 @@ def stated(table: str) -> Iterator[tuple[Where, dict[str, Any], float]]:
     for claim in claims.read():
         if claim.table == table and claim.paper is not None and isinstance(claim.value, Value):
             yield claim.value.where, claim.value.over if isinstance(claim.value.over, dict) else {}, claim.paper
+
+
+def curves(table: pd.DataFrame, x: str, y: str, col: str, **options: Any) -> sns.FacetGrid:
+    """A line for each system, told apart by markers and dashes where they lie over one another."""
+    axes = {"x": x, "y": y, "col": col, "hue": "system", "style": "system"}
+    return facets(sns.relplot, table, **{"kind": "line", **SYSTEM_STYLE, **axes, **options}).set_titles("{col_name}")
 
 
 def mark(ax: Axes, x: float, y: float, system: str) -> None:
@@ -89,7 +100,7 @@ def plot_gains(
     others = [system for system in table["system"].unique() if system != "Lazarus"]
     gains = by_run[others].rdiv(by_run["Lazarus"], axis=0).melt(ignore_index=False, value_name="gain").reset_index()
     order = list(dict.fromkeys(table[x]))
-    whiskers = {"errorbar": ("pi", 100), "capsize": 0.1, "err_kws": {"linewidth": 0.8}}
+    whiskers: dict[str, Any] = {"errorbar": ("pi", 100), "capsize": 0.1, "err_kws": {"linewidth": 0.8}}
     if kind == "bar":
         whiskers["err_kws"] = {"linewidth": 0.8, "color": "black"}
         options |= {"order": order, "saturation": 1}
@@ -112,9 +123,9 @@ def plot_gains(
 
 def stacked_bars(table: pd.DataFrame, *, y: str, length: str, hue: str, palette: Mapping[str, str]) -> Figure:
     """A bar for each value of `y`, of parts of `length` in the order of the palette."""
-    style = {"multiple": "stack", "discrete": True, "shrink": 0.7, "alpha": 1, "linewidth": 0}
+    style: dict[str, Any] = {"multiple": "stack", "discrete": True, "shrink": 0.7, "alpha": 1, "linewidth": 0}
     height_in = 0.7 + 0.2 * table[y].nunique()
-    options = {"y": y, "weights": length, "hue": hue, "hue_order": [*palette][::-1], "palette": palette}
+    options: dict[str, Any] = {"y": y, "weights": length, "hue": hue, "hue_order": [*palette][::-1], "palette": palette}
     grid = facets(sns.displot, table, kind="hist", height_in=height_in, **options, **style)
     sns.move_legend(grid, "outside upper center", ncols=6, title=None, frameon=False, reverse=True)
     return grid.figure

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,12 +20,13 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from artifact import elastic_moe as moe
-from figures.lazarus.drawing import data_of, picture
+from figures.lazarus.drawing import curves, data_of, named, picture
 from figures.lazarus.planners import EXPERT_PARAMETERS, MIN_REPLICAS, NODES, SLOTS, placed
 from figures.style import BLACK, BLUE, GREEN, RED, SYSTEM_COLORS, YELLOW, facets
 
 NEVER = math.inf  # interval of a placement that is made once only
 TASKS = "DeepSeek-V2-Lite"
+CASE = "{name}\n({trace})"
 MAPPINGS = ("none", "greedy", "optimal")
 
 
@@ -42,7 +44,7 @@ def drift(
     traces:         SmartMoE, Generated (drawn by `seed`); DeepSeek-V2-Lite on four tasks in turn comes after them
     intervals:      iterations between rebalances of the traces; task_intervals: of the tasks; once only is added
     One row per (trace, system, interval, iteration): `own` values are those of a placement by the iteration's loads,
-    ratios are means over the layers, and recovery is that of the model after so many failures.
+    ratios are means over the layers, and recovery is that of the model after `failed` failures.
     """
     rows = []
     for name, job, chosen in _jobs(traces, [*intervals, NEVER], [*task_intervals, NEVER], seed):
@@ -78,7 +80,7 @@ def rebalances(
         for system, interval in product(systems, chosen):
             due = [index for index in range(len(job.loads.iterations)) if job.placed_at(index, interval) == index]
             plans = [job.planned(system, index).layers for index in due]
-            order = {mapping: list(range(job.num_nodes)) for mapping in MAPPINGS}
+            order: dict[str, Any] = {mapping: list(range(job.num_nodes)) for mapping in MAPPINGS}
             for (before, after, index), mapping in product(zip(plans, plans[1:], due[1:], strict=False), MAPPINGS):
                 holdings = moe.holdings_of(before, order[mapping])
                 if mapping != "none":
@@ -102,7 +104,7 @@ class Plan:
 
     @cached_property
     def _part_LNE(self) -> NDArray[np.float64]:
-        """Of an expert's load that of each node, over what a node has on average."""
+        """Share of an expert's load on each node, over the average node's share."""
         counts_LNE = np.stack([layer.counts_NE for layer in self.layers])
         return counts_LNE * counts_LNE.shape[1] / counts_LNE.sum(axis=1, keepdims=True)
 
@@ -125,7 +127,7 @@ class Job:
         """The placements by the loads of one recorded iteration."""
         floor = MIN_REPLICAS if system != "EPLB" else 1
         loads_LE = self.loads.counts_ILE[index].tolist()
-        options = {"min_replicas": floor, "failure_probability": 0.01}
+        options: dict[str, Any] = {"min_replicas": floor, "failure_probability": 0.01}
         return Plan([placed(system, load, self.num_nodes, self.slots, **options) for load in loads_LE])
 
     def placed_at(self, index: int, interval: float) -> int:
@@ -162,16 +164,14 @@ def plot_drift(table: pd.DataFrame) -> Figure:
     """Largest over mean load of the nodes, mean of the layers, median of the iterations, against the interval between
     rebalances; dotted: a plan for each iteration."""
     rows = table.sort_values("interval", kind="stable")
-    rows = rows.assign(interval=_interval_names(rows), case=_cases(rows))
-    axes = {"x": "interval", "y": "max_load_ratio", "col": "case", "hue": "system", "facet_kws": {"sharex": False}}
-    order = {"col_order": list(dict.fromkeys(_cases(table)))}
-    grid = facets(sns.relplot, rows, kind="line", estimator="median", errorbar=("pi", 80), marker="o", **axes, **order)
+    rows = rows.assign(interval=_interval_names(rows), case=named(rows, CASE))
+    order, bands = list(dict.fromkeys(named(table, CASE))), {"estimator": "median", "errorbar": ("pi", 80)}
+    grid = curves(rows, "interval", "max_load_ratio", "case", col_order=order, facet_kws={"sharex": False}, **bands)
     for case, ax in grid.axes_dict.items():
         for system, own in rows[rows["case"] == case].groupby("system")["own_ratio"]:
             ax.axhline(own.median(), color=SYSTEM_COLORS[str(system)], linestyle=":", linewidth=0.9)
         ax.tick_params(axis="x", rotation=45)
-    grid.set(ylim=(1, None)).set_titles("{col_name}")
-    grid.set_axis_labels("Iterations between rebalances", "Largest over mean load")
+    grid.set(ylim=(1, None)).set_axis_labels("Iterations between rebalances", "Largest over mean load")
     return grid.figure
 
 
@@ -185,7 +185,7 @@ def plot_drift_over_time(table: pd.DataFrame) -> Figure:
     rows = pd.concat([rows.assign(interval=[f"every {name}" for name in _interval_names(rows)]), own])
     rows["interval"] = rows["interval"].replace("every never", "never again")
     colors = dict(zip(rows["interval"].unique(), (RED, YELLOW, GREEN, BLUE), strict=False))
-    axes = {"x": "iteration", "y": "max_load_ratio", "hue": "interval"}
+    axes: dict[str, Any] = {"x": "iteration", "y": "max_load_ratio", "hue": "interval"}
     palette = colors | {"at each iteration": BLACK}
     grid = facets(sns.relplot, rows, kind="line", height_in=2.1, linewidth=0.9, palette=palette, **axes)
     grid.set(ylim=(1, None), title=f"{rows['name'].iloc[0]} ({data_of(rows)}), Lazarus")
@@ -196,26 +196,22 @@ def plot_drift_over_time(table: pd.DataFrame) -> Figure:
 def plot_rebalances(table: pd.DataFrame) -> Figure:
     """Expert states that rebalances move, of all that nodes hold, by the interval, the system and the mapping of old to
     new nodes; all rebalances together."""
-    rows = table.assign(plan=table["system"] + ", " + table["mapping"], case=_cases(table))
+    rows = table.assign(plan=table["system"] + ", " + table["mapping"], case=named(table, CASE))
     keys = ["case", "interval", "plan"]
     rows = rows.groupby(keys, sort=False)[["moved_states", "held_states"]].sum().reset_index()
     rows["moved_pct"] = 100 * rows["moved_states"] / rows["held_states"]
-    colors = {
+    colors: dict[str, Any] = {
         f"{system}, {mapping}": color
         for system in table["system"].unique()
         for mapping, color in zip(MAPPINGS, sns.light_palette(SYSTEM_COLORS[system], 4)[1:], strict=True)
     }
     rows = rows.sort_values("interval", kind="stable")
     rows["interval"] = _interval_names(rows)
-    axes = {"x": "interval", "y": "moved_pct", "col": "case", "hue": "plan", "sharex": False}
-    orders = {"col_order": list(dict.fromkeys(_cases(table))), "hue_order": list(colors)}
+    axes: dict[str, Any] = {"x": "interval", "y": "moved_pct", "col": "case", "hue": "plan", "sharex": False}
+    orders: dict[str, Any] = {"col_order": list(dict.fromkeys(named(table, CASE))), "hue_order": list(colors)}
     grid = facets(sns.catplot, rows, kind="bar", saturation=1, palette=colors, **axes, **orders)
     grid.set_titles("{col_name}").set_axis_labels("Iterations between rebalances", "Expert states moved (%)")
     return grid.figure
-
-
-def _cases(table: pd.DataFrame) -> list[str]:
-    return [f"{row.name_of}\n({row.trace})" for row in table.rename(columns={"name": "name_of"}).itertuples()]
 
 
 def _interval_names(table: pd.DataFrame) -> list[str]:

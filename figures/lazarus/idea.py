@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -18,7 +19,7 @@ from matplotlib.patches import Rectangle
 
 from artifact import elastic_moe as moe
 from figures.claims import paper
-from figures.lazarus.drawing import is_the_papers, picture
+from figures.lazarus.drawing import is_the_papers, named, picture
 from figures.lazarus.planners import text
 from figures.style import BLUE, paper_mark, subplots
 
@@ -70,7 +71,7 @@ def worked_examples() -> pd.DataFrame:
 def drawn(case: str, plan: str, placement: moe.Placement, failures: int) -> pd.DataFrame:
     """One row per (case, plan, node, slot), to draw it.
 
-    Of `sets` sets of so many failures, `good` are survived, by the live nodes in `survivors`.
+    `good` of the `sets` sets of `failures` failed nodes are survived, by the live nodes in `survivors`.
     """
     every = set(range(placement.num_nodes))
     alive = [every - set(failed) for failed in combinations(every, failures) if placement.survives(failed)]
@@ -96,15 +97,15 @@ def plot_load_skew(table: pd.DataFrame) -> Figure:
     iterations of the traces; the paper's value is from step 200 on."""
     figure, (over_time, trained) = subplots(1, 2, height_in=2.3, width_ratios=[2, 1])
     training = table[table["trace"].str.contains("smartmoe")]
-    band = {"estimator": "median", "errorbar": ("pi", 100), "err_kws": {"linewidth": 0}}
+    band: dict[str, Any] = {"estimator": "median", "errorbar": ("pi", 100), "err_kws": {"linewidth": 0}}
     sns.lineplot(training, x="iteration", y="hottest_two_pct", color=BLUE, ax=over_time, label="median layer", **band)
     if is_the_papers(training):
         paper_mark(over_time, y=paper("lazarus-fig2-top2"), label='paper ("up to")')
     over_time.set(title=f"{training['trace'].iloc[0]}, {training['experts'].iloc[0]} experts", ylim=(0, 100))
     over_time.set(xlabel="Training step", ylabel="Tokens of the hottest\ntwo experts (%)")
     over_time.legend(loc="lower right")
-    named = table.assign(named=[f"{row.trace}\n{row.experts}" for row in table.itertuples()])
-    sns.boxplot(named, x="named", y="hottest_two_pct", whis=(0, 100), color=BLUE, fill=False, linewidth=0.8, ax=trained)
+    rows = table.assign(of=named(table, "{trace}\n{experts}"))
+    sns.boxplot(rows, x="of", y="hottest_two_pct", whis=(0, 100), color=BLUE, fill=False, linewidth=0.8, ax=trained)
     trained.set(title="All layers and iterations", xlabel="Trace, and its experts", ylabel="", ylim=(0, 100))
     return figure
 
@@ -128,8 +129,10 @@ def plot_placements(table: pd.DataFrame) -> Figure:
 
 def _draw_nodes(ax: Axes, held: pd.DataFrame) -> None:
     for node, slot, expert in held[["node", "slot", "expert"]].to_numpy():
-        box = {"facecolor": EXPERT_COLORS[(expert - 1) % len(EXPERT_COLORS)], "edgecolor": "black", "linewidth": 0.4}
-        ax.add_patch(Rectangle((node - 0.42, slot - 0.45), 0.84, 0.9, **box))
+        color = EXPERT_COLORS[(expert - 1) % len(EXPERT_COLORS)]
+        ax.add_patch(
+            Rectangle((node - 0.42, slot - 0.45), 0.84, 0.9, facecolor=color, edgecolor="black", linewidth=0.4)
+        )
         ax.text(node, slot, str(expert), ha="center", va="center", fontsize=6.5)
     last = int(held["node"].max())
     ax.set_xlim(0.4, last + 0.6)

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from artifact import elastic_moe as moe
 from figures.claims import paper
 from figures.lazarus.alignment import align
-from figures.lazarus.drawing import SYSTEM_STYLE, data_of, is_the_papers, legend, mark, picture, stated
+from figures.lazarus.drawing import curves, data_of, is_the_papers, legend, mark, named, picture, stated
 from figures.lazarus.planners import LABELS, NODES, loads_of, placed, text
 from figures.reducers import selected
 from figures.style import BLUE, PURPLE, RED, YELLOW, facets, paper_mark
@@ -43,7 +43,7 @@ def model_recovery(*, models: Sequence[str], iterations: Sequence[int], seed: in
 
 
 def node_orders(*, models: Sequence[str], iterations: Sequence[int], seeds: int, seed: int = 0) -> pd.DataFrame:
-    """The same layers with nodes in the same order, each in one of its own, and aligned from there.
+    """The same layers with nodes in the same order, in a different order in each layer, and aligned from there.
 
     seeds: orders that are drawn, from `seed` on
     One row per (model, iteration, system, orders, seed, failures). "worst layer" is the least that any
@@ -71,7 +71,7 @@ def transferred(*, cases: Sequence[tuple[str, int, int]], most: int, seed: int =
     """Experts sent when nodes fail together and the others take up a new plan (Lazarus, table 2).
 
     cases: model, iteration and nodes lost
-    most:  failure sets that are recovered from: all of them, or so many drawn from them by `seed`
+    most:  failure sets that are recovered from: all of them, or at most this many, drawn by `seed`
     One row per (model, iteration, lost, numbering, failed, method); loads stay as they were before the failure. The
     numbering decides which of several experts with equally many replicas comes first in MRO, of which the paper says
     nothing.
@@ -100,7 +100,7 @@ def _layers(method: str, loads_LE: np.ndarray, nodes: int, numbering: str = "ris
 
 
 def _recoverable(layers: Sequence[moe.Placement], lost: int, most: int, seed: int = 0) -> list[tuple[int, ...]]:
-    """Sets of so many failed nodes that every layer survives: all, or `most` drawn from them."""
+    """Sets of `lost` failed nodes that every layer survives: all, or `most` drawn from them."""
     every = combinations(range(layers[0].num_nodes), lost)
     survived = [failed for failed in every if all(layer.survives(failed) for layer in layers)]
     if len(survived) <= most:
@@ -110,7 +110,7 @@ def _recoverable(layers: Sequence[moe.Placement], lost: int, most: int, seed: in
 
 
 def _mixed(layers: Sequence[moe.Placement], seed: int) -> list[moe.Placement]:
-    """The nodes of each layer in an order of its own."""
+    """Each layer with its nodes in a random order."""
     rng = np.random.default_rng(seed)
     return [
         moe.Placement(tuple(layer.nodes[node] for node in rng.permutation(layer.num_nodes)), layer.num_experts)
@@ -121,26 +121,25 @@ def _mixed(layers: Sequence[moe.Placement], seed: int) -> list[moe.Placement]:
 def plot_model_recovery(table: pd.DataFrame) -> Figure:
     """Recovery of all 12 layers of a model together, exact, on 10 nodes of 6 slots with f = 2 (Lazarus, figure 8). The
     paper states its two values at four failures of GPT-L, and not the step."""
-    rows = table[table["system"] != "best"]
-    rows = rows.assign(case=[f"{row.model}, step {row.iteration - 1:,}\n({row.loads})" for row in rows.itertuples()])
-    axes = {"x": "failures", "y": "probability", "col": "case", "hue": "system", "style": "system"}
-    grid = facets(sns.relplot, rows, kind="line", **axes, **SYSTEM_STYLE).set(xticks=range(0, NODES + 1, 2))
+    rows = table[table["system"] != "best"].assign(step=table["iteration"] - 1)
+    rows["case"] = named(rows, "{model}, step {step:,}\n({loads})")
+    grid = curves(rows, "failures", "probability", "case").set(xticks=range(0, NODES + 1, 2))
     for case, ax in grid.axes_dict.items():
         if case.startswith("GPT-L") and is_the_papers(table):
             mark(ax, 4, paper("lazarus-fig8-l-lazarus") / 100, "Lazarus")
             mark(ax, 4, paper("lazarus-fig8-l-spread") / 100, "spread")
-    grid.set_titles("{col_name}").set_axis_labels("Failed nodes of 10", "Recovery probability")
+    grid.set_axis_labels("Failed nodes of 10", "Recovery probability")
     legend(grid.figure)
     return grid.figure
 
 
 def plot_node_orders(table: pd.DataFrame) -> Figure:
-    """Recovery of all layers placed by MRO, the nodes in the same order in all layers, in one of its own in each, and
-    aligned from there."""
+    """Recovery of all layers placed by MRO, the nodes in the same order in all layers, in a different order in each,
+    and aligned from there."""
     rows = table[(table["system"] == "MRO") & (table["iteration"] == table["iteration"].min())]
-    axes = {"x": "failures", "y": "probability", "col": "model", "hue": "orders", "style": "orders"}
-    colors = {"palette": ORDER_COLORS, "hue_order": [*ORDER_COLORS], "style_order": [*ORDER_COLORS]}
-    style = {"markers": ["o", "s", "^"], "dashes": ["", (2, 2), ""], "errorbar": ("pi", 100)}
+    axes: dict[str, Any] = {"x": "failures", "y": "probability", "col": "model", "hue": "orders", "style": "orders"}
+    colors: dict[str, Any] = {"palette": ORDER_COLORS, "hue_order": [*ORDER_COLORS], "style_order": [*ORDER_COLORS]}
+    style: dict[str, Any] = {"markers": ["o", "s", "^"], "dashes": ["", (2, 2), ""], "errorbar": ("pi", 100)}
     grid = facets(sns.relplot, rows, kind="line", **axes, **colors, **style)
     grid.set_titles(f"{{col_name}}, step {rows['iteration'].iloc[0] - 1:,} ({data_of(rows)})")
     grid.set_axis_labels("Failed nodes of 10", "Recovery probability\nof all layers")
@@ -150,10 +149,10 @@ def plot_node_orders(table: pd.DataFrame) -> Figure:
 def plot_transferred(table: pd.DataFrame) -> Figure:
     """Experts sent after nodes are lost at once (Lazarus, table 2), by how the experts are numbered and the nodes of
     the new plan are assigned."""
-    rows = table.assign(numbered=table["numbering"].str.replace(" ", "\n"))
-    rows["case"] = [f"{row.model}, step {row.iteration - 1:,},\n{row.lost} nodes lost" for row in rows.itertuples()]
-    axes = {"x": "numbered", "y": "experts", "col": "case", "hue": "method", "sharey": False}
-    style = {"palette": [YELLOW, BLUE], "saturation": 1, "whis": (0, 100), "linewidth": 0.7}
+    rows = table.assign(numbered=table["numbering"].str.replace(" ", "\n"), step=table["iteration"] - 1)
+    rows["case"] = named(rows, "{model}, step {step:,},\n{lost} nodes lost")
+    axes: dict[str, Any] = {"x": "numbered", "y": "experts", "col": "case", "hue": "method", "sharey": False}
+    style: dict[str, Any] = {"palette": [YELLOW, BLUE], "saturation": 1, "whis": (0, 100), "linewidth": 0.7}
     grid = facets(sns.catplot, rows, kind="box", **axes, **style)
     for where, _, value in stated("22_transferred") if is_the_papers(table) else []:
         for case in selected(rows, where)["case"].unique() if "numbering" in where else []:

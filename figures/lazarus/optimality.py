@@ -16,7 +16,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from artifact import elastic_moe as moe
-from figures.lazarus.drawing import SYSTEM_STYLE, picture
+from figures.lazarus.drawing import SYSTEM_STYLE, curves, named, picture
 from figures.lazarus.idea import drawn, plot_placements, survived
 from figures.lazarus.planners import LABELS, MIN_REPLICAS, NODES, SLOTS, allocate_balanced, placed, text
 from figures.style import RED, SYSTEM_COLORS, facets, subplots
@@ -46,7 +46,7 @@ def counterexamples(*, seed: int = 0) -> pd.DataFrame:
 def small_cases(*, sizes: Sequence[tuple[int, int]], max_experts: int, most: int, seed: int = 0) -> pd.DataFrame:
     """MRO against the best placement and the upper bound, for full slots and at least one replica of each expert.
 
-    sizes: nodes and slots; most: so many cases a size, evenly from all in lexicographic order of their replicas
+    sizes: nodes and slots; most: cases per size, taken evenly from all in lexicographic order of their replicas
     seed:  of the search
     One row per (nodes, slots, replicas, failures): survived sets by method, of `sets`; `whole` where no group of nodes
     is cut short. The columns `keeps_` say for the case whether fewer than f failures are always survived, f being the
@@ -118,7 +118,7 @@ def placement_time(*, sizes: Sequence[tuple[int, int, int]], repeats: int) -> pd
 
 
 def _partitions(total: int, parts: int, least: int = 1) -> Iterator[tuple[int, ...]]:
-    """Rising sequences of so many numbers with this sum."""
+    """Ascending sequences of `parts` numbers with this sum."""
     if parts == 1:
         yield (total,)
         return
@@ -198,11 +198,10 @@ def plot_hot_expert(table: pd.DataFrame) -> Figure:
     """Recovery of one layer of 8 generated loads on 10 nodes, one expert hotter than the others (Lazarus, figure 10b).
     best is the best placement at each number of failures, random the mean of its placements."""
     rows = table[(table["ratio"] > 1) | (table["of"] == "mean")].sort_values(["of", "ratio"], ascending=[False, True])
-    names = [f"{row.ratio:g}:1 of {'the ' * (row.of == 'mean')}{row.of}" for row in rows.itertuples()]
-    rows = rows.assign(case=["even load" if row.startswith("1:") else row for row in names])
-    axes = {"x": "failures", "y": "probability", "col": "case", "hue": "system", "style": "system"}
-    grid = facets(sns.relplot, rows, kind="line", **axes, **SYSTEM_STYLE).set(xticks=range(0, NODES + 1, 2))
-    grid.set_titles("{col_name}").set_axis_labels("Failed nodes of 10", "Recovery probability")
+    rows = rows.assign(case=named(rows, "{ratio:g}:1 of {of}"))
+    rows["case"] = rows["case"].replace({"1:1 of mean": "even load"}).str.replace("of mean", "of the mean")
+    grid = curves(rows, "failures", "probability", "case").set(xticks=range(0, NODES + 1, 2))
+    grid.set_axis_labels("Failed nodes of 10", "Recovery probability")
     return grid.figure
 
 
@@ -210,12 +209,13 @@ def plot_balance(table: pd.DataFrame) -> Figure:
     """What balance costs, one layer on 10 nodes, generated loads: recovery after three failures against the load of the
     most loaded node. EPLB also chooses its replica counts, for balance alone."""
     rows = table[table["failures"] == 3]
-    axes = {"x": "max_load_ratio", "y": "probability", "col": "loads", "hue": "system", "style": "system"}
-    sizes = {"size": "system", "sizes": dict.fromkeys(LABELS.values(), 35) | {"MRO": 100}}  # best lies on it
-    options = {"markers": SYSTEM_STYLE["markers"], "facet_kws": {"sharex": False}}
-    grid = facets(sns.relplot, rows, **axes, **sizes, **options)
-    grid.set_titles("{col_name}")
-    grid.set_axis_labels("Most loaded node\nover the mean", "Recovery probability\nafter 3 failures")
+    sizes = dict.fromkeys(LABELS.values(), 35) | {"MRO": 100}  # best lies on it
+    by: dict[str, Any] = dict.fromkeys(("hue", "style", "size"), "system")
+    by |= {"x": "max_load_ratio", "y": "probability", "col": "loads"}
+    grid = facets(sns.relplot, rows, sizes=sizes, markers=SYSTEM_STYLE["markers"], facet_kws={"sharex": False}, **by)
+    grid.set_titles("{col_name}").set_axis_labels(
+        "Most loaded node\nover the mean", "Recovery probability\nafter 3 failures"
+    )
     return grid.figure
 
 

@@ -9,6 +9,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import product
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -22,13 +23,14 @@ from scipy.stats import binom, hypergeom, poisson
 from artifact import elastic_moe as moe
 from artifact.elastic_moe.failures import INFINITEHBD_NODES
 from figures.lazarus.alignment import align
-from figures.lazarus.drawing import SYSTEM_STYLE, legend, picture
+from figures.lazarus.drawing import SYSTEM_STYLE, curves, legend, named, picture
 from figures.lazarus.planners import LABELS, MIN_REPLICAS, loads_of, placed
 from figures.style import BLACK, CYCLE, SYSTEM_COLORS, facets
 
 P3_HOURS, INFINITEHBD_HOURS = 684 / 60, 348.0 * 24
 SCATTERED = "MRO, as many nodes anywhere"
 TRACE_MARKERS = {"p3": "s", "infinitehbd": "D"}
+CLUSTER = "{model}, {nodes} nodes\n({loads})"
 
 
 def rack_failures(
@@ -100,7 +102,7 @@ def choosing_f(
 
     Nodes that fail before the last failure is dealt with fail at once. Processes: `independent`, each node at a rate,
     what fails within `window_s` being at once; `p3`, the spot trace at a cap of as many nodes; `infinitehbd`, the
-    cluster being so many of its 400 servers drawn at random.
+    cluster being as many of its 400 servers, drawn at random.
     clusters: (model, nodes, slots); seed: of the search for aligned orders
     One row per (model, nodes, slots, system, min_replicas, process, rate_per_hour): loss is the probability that an
     expert is lost at one time at which nodes may fail, and hours the mean time until that.
@@ -111,7 +113,7 @@ def choosing_f(
         losses: dict[tuple[moe.Placement, ...], NDArray[np.float64]] = {}  # systems often place alike
         floors = [floor for floor in min_replicas if floor * len(loads_LE[0]) <= nodes * slots]
         for floor, system in product(floors, systems):
-            options = {"min_replicas": floor, "failure_probability": 0.01}
+            options: dict[str, Any] = {"min_replicas": floor, "failure_probability": 0.01}
             layers = tuple(placed(system, load, nodes, slots, **options) for load in loads_LE.tolist())
             ratio = np.mean([layer.max_load_ratio(load) for layer, load in zip(layers, loads_LE.tolist(), strict=True)])
             if layers not in losses:
@@ -154,7 +156,7 @@ def _processes(
 
 
 def _instants(trace: moe.FailureTrace) -> Counter[int]:
-    """Minutes in which so many nodes fail."""
+    """Nodes that fail in one minute -> number of such minutes."""
     return Counter(len(event.nodes) for event in trace.events if event.kind == "fail")
 
 
@@ -164,26 +166,26 @@ def plot_racks(table: pd.DataFrame) -> Figure:
     rows = table[table["layers"] > 1]
     anywhere = rows[rows["system"] == "MRO"].assign(system=SCATTERED, recovery=lambda rows: rows["scattered"])
     rows = pd.concat([rows, anywhere]).sort_values(["nodes", "racks"], kind="stable")
-    rows["case"] = [f"{row.model} ({row.loads})\n{row.nodes} nodes, {row.racks} racks" for row in rows.itertuples()]
-    axes = {"x": "failed_racks", "y": "recovery", "col": "case", "hue": "system", "style": "system"}
-    style = {"markers": SYSTEM_STYLE["markers"] | {SCATTERED: "."}, "palette": SYSTEM_COLORS | {SCATTERED: BLACK}}
-    style["dashes"] = SYSTEM_STYLE["dashes"] | {SCATTERED: (1, 1)}
-    grid = facets(sns.relplot, rows, kind="line", errorbar=None, facet_kws={"sharex": False}, **axes, **style)
+    rows["case"] = named(rows, "{model} ({loads})\n{nodes} nodes, {racks} racks")
+    palette = SYSTEM_COLORS | {SCATTERED: BLACK}
+    markers, dashes = (SYSTEM_STYLE[name] | {SCATTERED: each} for name, each in (("markers", "."), ("dashes", (1, 1))))
+    style = {"palette": palette, "markers": markers, "dashes": dashes, "errorbar": None}
+    grid = curves(rows, "failed_racks", "recovery", "case", facet_kws={"sharex": False}, **style)
     for ax in grid.axes.flat:
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    grid.set_titles("{col_name}").set_axis_labels("Racks that fail", "Recovery probability")
+    grid.set_axis_labels("Racks that fail", "Recovery probability")
     return grid.figure
 
 
 def plot_losses_at_once(table: pd.DataFrame) -> Figure:
-    """Minutes of two failure traces in which so many nodes are lost (bars), and how many there would be if as many
-    nodes were lost independently."""
-    axes = {"x": "nodes_lost", "y": "instants", "col": "label", "sharex": False}
-    grid = facets(sns.catplot, table, kind="bar", color=CYCLE[0], saturation=1, native_scale=True, **axes)
-    mark = {"marker": "_", "markersize": 9, "markeredgewidth": 1.5, "linestyle": "none", "color": CYCLE[1]}
+    """Minutes of two failure traces by the number of nodes lost in them (bars), and how many there would be if the same
+    losses came independently."""
+    bars: dict[str, Any] = {"kind": "bar", "color": CYCLE[0], "saturation": 1, "native_scale": True}
+    grid = facets(sns.catplot, table, x="nodes_lost", y="instants", col="label", sharex=False, **bars)
+    dash: dict[str, Any] = {"marker": "_", "markersize": 9, "markeredgewidth": 1.5, "color": CYCLE[1]}
     for label, ax in grid.axes_dict.items():
         expected = table[(table["label"] == label) & (table["independent"] > 0.05)]
-        ax.plot(expected["nodes_lost"], expected["independent"], label="if independent", **mark)
+        ax.plot(expected["nodes_lost"], expected["independent"], linestyle="", label="if independent", **dash)
         ax.set(yscale="log", ylim=(0.05, 1000))
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
     grid.set_titles("{col_name}").set_axis_labels("Nodes lost in one minute", "Minutes of the trace")
@@ -197,12 +199,10 @@ def plot_choosing_f(table: pd.DataFrame) -> Figure:
     middle one of the table's rates, and the load of the most loaded node."""
     rows = table[table["process"] == "independent"]
     rows = rows[rows["rate_per_hour"] == rows["rate_per_hour"].median()]
-    rows = rows.assign(case=[f"{row.model}, {row.nodes} nodes\n({row.loads})" for row in rows.itertuples()])
-    measures = ["hours", "max_load_ratio"]
-    rows = rows.melt(["case", "system", "min_replicas"], measures, var_name="measure")
-    axes = {"x": "min_replicas", "y": "value", "row": "measure", "col": "case", "hue": "system", "style": "system"}
-    style = {**SYSTEM_STYLE, "facet_kws": {"sharey": "row", "sharex": "col"}}
-    grid = facets(sns.relplot, rows, kind="line", height_in=3.8, **axes, **style)
+    rows = rows.assign(case=named(rows, CLUSTER))
+    rows = rows.melt(["case", "system", "min_replicas"], ["hours", "max_load_ratio"], var_name="measure")
+    shared = {"sharey": "row", "sharex": "col"}
+    grid = curves(rows, "min_replicas", "value", "case", row="measure", height_in=3.8, facet_kws=shared)
     grid.set_titles("").set_axis_labels("f, least replicas")
     for ax, title in zip(grid.axes[0], grid.col_names, strict=True):
         ax.set(title=title, yscale="log")
@@ -217,18 +217,18 @@ def plot_time_to_loss(table: pd.DataFrame) -> Figure:
     failures and f. Open marks: nodes fail together as in the spot trace p3 and in InfiniteHBD."""
     system = "best" if "best" in set(table["system"]) else "Lazarus"
     rows = table[table["system"] == system].assign(f="f = " + table["min_replicas"].astype(str))
-    rows["case"] = [f"{row.model}, {row.nodes} nodes\n({row.loads})" for row in rows.itertuples()]
+    rows["case"] = named(rows, CLUSTER)
     alone = rows[rows["process"] == "independent"]
     colors = dict(zip(sorted(rows["f"].unique()), CYCLE, strict=False))
     grid = facets(sns.relplot, alone, kind="line", x="rate_per_hour", y="hours", col="case", hue="f", palette=colors)
     for case, ax in grid.axes_dict.items():
         points = rows[(rows["case"] == case) & rows["process"].isin(TRACE_MARKERS) & np.isfinite(rows["hours"])]
-        for row in points.itertuples():
-            ax.plot(row.rate_per_hour, row.hours, TRACE_MARKERS[row.process], mfc="none", color=colors[row.f])
+        for process, f, rate, hours in points[["process", "f", "rate_per_hour", "hours"]].to_numpy():
+            ax.plot(rate, hours, TRACE_MARKERS[process], mfc="none", color=colors[f])
         ax.set(xscale="log", yscale="log", ylim=(0.1, 1e12))
         ax.yaxis.set_minor_formatter(NullFormatter())
     grid.set_titles("{col_name}").set_axis_labels("Failures a node and hour", "Hours to a lost expert")
-    style = {"linestyle": "none", "color": BLACK, "markerfacecolor": "none"}
+    style: dict[str, Any] = {"linestyle": "none", "color": BLACK, "markerfacecolor": "none"}
     marks = [Line2D([], [], marker=mark, label=f"as in {name}", **style) for name, mark in TRACE_MARKERS.items()]
     legend(grid.figure, *marks)
     return grid.figure

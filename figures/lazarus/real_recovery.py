@@ -11,7 +11,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from artifact import elastic_moe as moe
-from figures.lazarus.drawing import picture, stacked_bars
+from figures.lazarus.drawing import named, picture, stacked_bars
 from figures.style import BLUE, CYCLE, GREY, facets, subplots
 
 if TYPE_CHECKING:
@@ -79,14 +79,9 @@ def systems(
     of nodes, one recovery, one restart, and what a checkpoint takes.
     """
     rows = []
-    options: dict[str, Any] = {
-        "steps": steps,
-        "preset": preset,
-        "checkpoint_interval": checkpoint_interval,
-        "seed": seed,
-    }
+    options: dict[str, Any] = {"steps": steps, "preset": preset, "checkpoint_interval": checkpoint_interval}
     with moe.ForkLauncher() as forks:
-        options["forks"] = forks
+        options |= {"seed": seed, "forks": forks}
         testbed = _calibrated(nodes, nodes - len(kills), options)
         for system, label in LABELS.items():
             result = moe.train(nodes=nodes, system=system, kills=kills, **options)
@@ -112,7 +107,7 @@ def systems(
     return pd.DataFrame(rows)
 
 
-def _calibrated(most: int, least: int, options: dict[str, Any]) -> moe.Testbed:
+def _calibrated(most: int, least: int, options: dict[str, Any]) -> moe.TimeModel:
     """The simulator's constants, measured in other runs."""
     steps, intervals = options["steps"], (options["steps"] - 1) // options["checkpoint_interval"]
     step_s: dict[str, dict[int, float]] = {system: {} for system in LABELS}
@@ -195,7 +190,7 @@ def plot_systems(table: pd.DataFrame) -> Figure:
     """Tokens a second of real processes on one schedule of kills, and what the simulator says of it, whose constants
     come from other runs."""
     rows = table.rename(columns={"tokens_per_s": "measured", "simulated_tokens_per_s": "simulated"})
-    rows["run"] = [f"{row.system}\n{row.restarts} restarts" for row in rows.itertuples()]
+    rows["run"] = named(rows, "{system}\n{restarts} restarts")
     rows = rows.melt("run", ["measured", "simulated"], var_name="how")
     grid = facets(sns.catplot, rows, kind="bar", x="run", y="value", hue="how", palette=[BLUE, GREY], saturation=1)
     grid.set_axis_labels("", "Tokens a second\nwith outages")

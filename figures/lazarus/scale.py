@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
@@ -26,7 +27,7 @@ def sixteen_nodes(*, models: Sequence[str], seeds: int, micro_batches: int = 20,
     One row per (model, system, seed).
     """
     rows = []
-    rebalance_steps = math.ceil(200 / micro_batches)
+    rebalance = math.ceil(200 / micro_batches)
     for model in models:
         work = moe.gpt_workload(moe.PRESETS[model], micro_batches=micro_batches)
         layouts = moe.LayoutCache(work, moe.default_loads(work))
@@ -34,8 +35,9 @@ def sixteen_nodes(*, models: Sequence[str], seeds: int, micro_batches: int = 20,
             trace = moe.periodic_failures(5, 16, seed=order)
             for system, steps in {"lazarus": None, "tutel": 50, "tutel-ft": 250}.items():
                 steps = steps and math.ceil(steps / micro_batches)
-                options = {"loads": layouts, "checkpoint_steps": steps, "rebalance_steps": rebalance_steps}
-                result = moe.simulate(work, system, trace, "a10g", 45, **options)
+                result = moe.simulate(
+                    work, system, trace, "a10g", 45, loads=layouts, checkpoint_steps=steps, rebalance_steps=rebalance
+                )
                 rows.append(run_row(result, loads=layouts.loads.name, model=model, seed=order))
     return pd.DataFrame(rows)
 
@@ -47,8 +49,8 @@ def deepseek_v3(
 
     A node that fails comes back an hour later. DS checkpoints as often as pays (Young: the square root of twice the
     time of a checkpoint times the time between failures), the others, as in the smaller runs, a fifth as often.
-    cases: (GPUs, p); a run ends after so many samples, or at most_hours; trials: from `seed` on
-    One row per (gpus, p, trial, system); hours are those that so many samples take at the run's mean throughput.
+    cases: (GPUs, p); a run ends after `samples` samples, or at most_hours; trials: from `seed` on
+    One row per (gpus, p, trial, system); hours are the time that `samples` samples take at the run's mean throughput.
     """
     work, testbed = moe.WORKLOADS["DeepSeek-V3"], moe.TESTBEDS["h200-deepseek-v3"]
     layouts = moe.LayoutCache(work, moe.default_loads(work))
@@ -64,7 +66,7 @@ def deepseek_v3(
                 assert layout is not None
                 step_s = testbed.step_s(work, system, layout, layouts.share_LE(0))
                 steps = max(1, round(factor * pays_s / step_s))
-                options = {"loads": layouts, "checkpoint_steps": steps, "until_samples": samples}
+                options: dict[str, Any] = {"loads": layouts, "checkpoint_steps": steps, "until_samples": samples}
                 result = moe.simulate(work, system, trace, testbed, 60 * most_hours, **options)
                 hours = samples / result.samples_per_s / 3600 if result.samples else math.inf
                 rows.append(run_row(result, gpus=gpus, p=chance, trial=trial) | {"hours": hours})
@@ -107,9 +109,9 @@ def plot_deepseek_v3(table: pd.DataFrame) -> Figure:
         "512 GPUs": ("p", table["gpus"] == 512, "Probability p of a node's failure in an hour"),
         "p = 0.05": ("gpus", table["p"] == 0.05, "GPUs"),
     }
-    rows = pd.concat(table[kept].assign(panel=panel, at=table[x]) for panel, (x, kept, _) in panels.items())
+    rows = pd.concat(table[kept].assign(panel=panel, at=table[x][kept]) for panel, (x, kept, _) in panels.items())
     rows = rows.sort_values("at", kind="stable")
-    axes = {"x": "at", "panel": "panel", "kind": "point", "value": "samples_per_s", "sharex": False}
+    axes: dict[str, Any] = {"x": "at", "panel": "panel", "kind": "point", "value": "samples_per_s", "sharex": False}
     order = [panel for panel in panels if panel in set(rows["panel"])]
     figure = plot_gains(rows, "27_deepseek_v3", ["panel", "at", "gpus", "p", "trial"], **axes, col_order=order)
     for ax, panel in zip(figure.axes, order, strict=True):

@@ -14,9 +14,9 @@ from matplotlib.figure import Figure
 
 from artifact import elastic_moe as moe
 from artifact.elastic_moe.simulation.layouts import GroupLayout, replicated_layout
-from figures.lazarus.drawing import data_of, picture, plot_gains, stacked_bars
+from figures.lazarus.drawing import curves, data_of, named, picture, plot_gains, stacked_bars
 from figures.lazarus.planners import NODES
-from figures.style import BLUE, COLUMN_WIDTH_IN, CYAN, GREEN, GREY, RED, SYSTEM_COLORS, YELLOW, facets, subplots
+from figures.style import BLUE, COLUMN_WIDTH_IN, CYAN, GREEN, GREY, RED, SYSTEM_COLORS, YELLOW, subplots
 
 SYSTEMS = ("lazarus", "ds", "ds-ft")
 CHECKPOINT_STEPS: Mapping[int, Mapping[str, Any]] = {
@@ -25,14 +25,14 @@ CHECKPOINT_STEPS: Mapping[int, Mapping[str, Any]] = {
 }
 """Steps between checkpoints, by the interval of the failures in minutes (Lazarus, section 6.2)."""
 
-PHASE_COLORS = dict(zip(moe.PHASES, (BLUE, YELLOW, CYAN, GREEN, RED, GREY), strict=True))
+PHASE_COLORS: dict[str, str] = dict(zip(moe.PHASES, (BLUE, YELLOW, CYAN, GREEN, RED, GREY), strict=True))
 Case = tuple[dict[str, Any], moe.FailureTrace, float, Mapping[str, Any]]
 
 
 def controlled_failures(
     *, models: Sequence[str], intervals_min: Sequence[int], seeds: int, idle_first: bool = False, seed: int = 0
 ) -> pd.DataFrame:
-    """Ten nodes, of which one fails each so many minutes until half are left; six intervals in all (figures 6, 7).
+    """Ten nodes, of which one fails at each interval until half are left; six intervals in all (figures 6, 7).
 
     seeds:      orders in which nodes fail, from `seed` on
     idle_first: the node of the highest number fails, which is one that DS leaves idle where there is one (figure 14)
@@ -48,7 +48,9 @@ def controlled_failures(
 
 def without_failures(*, models: Sequence[str], minutes: float) -> pd.DataFrame:
     """The same systems while nothing fails and nothing is saved. One row per (model, system)."""
-    cases = [({}, moe.FailureTrace("none", tuple(range(NODES)), ()), minutes, {"lazarus": None, "ds": None})]
+    cases: list[Case] = [
+        ({}, moe.FailureTrace("none", tuple(range(NODES)), ()), minutes, {"lazarus": None, "ds": None})
+    ]
     rows = []
     for case, _, result in _runs(models, cases):
         training = sum(segment.samples for segment in result.segments) / result.seconds["training"]
@@ -62,7 +64,7 @@ def spot_trace(*, models: Sequence[str], minutes: Sequence[float], strides: Sequ
     strides: see `spot_failures`; 1 is the trace as it is
     One row per (trace, model, minutes, stride, system).
     """
-    cases = []
+    cases: list[Case] = []
     for length, stride in product(minutes, strides):
         trace = moe.spot_failures(cap=NODES, minutes=length, stride=stride)
         lost = [len(event.nodes) for event in trace.events if event.kind == "fail"]
@@ -72,7 +74,7 @@ def spot_trace(*, models: Sequence[str], minutes: Sequence[float], strides: Sequ
 
 
 def timeline(*, models: Sequence[str], interval_min: int, window_s: float = 10.0, seed: int = 0) -> pd.DataFrame:
-    """One run of each system with a failure each so many minutes (figure 6), as `_windows`."""
+    """One run of each system with a failure at each interval (figure 6), as `_windows`."""
     trace = moe.periodic_failures(interval_min, NODES, seed=seed)
     return _windows(models, trace, 6 * interval_min, CHECKPOINT_STEPS[interval_min], window_s)
 
@@ -84,7 +86,7 @@ def spot_timeline(*, models: Sequence[str], minutes: float, stride: int, window_
 
 
 def load_ratio(*, ratios: Sequence[float], num_nodes: int = NODES) -> pd.DataFrame:
-    """A step of one layer of 8 experts, dim 1024, one of which is so many times as hot as the others (figure 10a).
+    """A step of one layer of 8 experts, dim 1024, one of which is `ratio` times as hot as the others (figure 10a).
 
     The embedding is left out. Groups of 2 nodes. layer_ms leaves out the gradients' reduction.
     One row per (ratio, system).
@@ -173,11 +175,8 @@ def plot_idle(table: pd.DataFrame) -> Figure:
 def plot_spot(table: pd.DataFrame) -> Figure:
     """Samples that Lazarus trains over those of DS and DS(FT), simulated, on the spot trace at a cap of ten nodes
     (Lazarus, figure 9): as recorded, and with every second machine of the file, a what-if."""
-    cuts = {1: "as recorded"}
-    names = [
-        f"{row.trace}, {row.minutes:g} min,\n{cuts.get(row.stride, f'machines 0, {row.stride}, {2 * row.stride} ...')}"
-        for row in table.itertuples()
-    ]
+    rows = table.assign(machines=[f"machines 0, {n}, {2 * n} ..." if n > 1 else "as recorded" for n in table["stride"]])
+    names = named(rows, "{trace}, {minutes:g} min,\n{machines}")
     runs = ["model", "minutes", "stride", "case"]
     figure = plot_gains(table.assign(case=names), "26_spot_traces", runs, panel="case", col_order=dict.fromkeys(names))
     for ax, name in zip(figure.axes, dict.fromkeys(names), strict=True):
@@ -189,7 +188,7 @@ def plot_timeline(table: pd.DataFrame) -> Figure:
     """Throughput over time in one run of each system, simulated, ten nodes (Lazarus, figures 6 and 9). Below, the nodes
     in use; dotted lines and numbers: nodes that are lost, though others may take their place at once."""
     systems, models = table["system"].unique(), table["model"].unique()
-    heights = {"height_in": 4.2, "height_ratios": [*[1.0] * len(systems), 0.7]}
+    heights: dict[str, Any] = {"height_in": 4.2, "height_ratios": [*[1.0] * len(systems), 0.7]}
     figure, axes = subplots(len(systems) + 1, len(models), sharex=True, squeeze=False, **heights)
     for column, model in enumerate(models):
         here = table[table["model"] == model]
@@ -214,8 +213,7 @@ def plot_load_ratio(table: pd.DataFrame) -> Figure:
     and its passes without the reduction of gradients."""
     labels = {"samples_per_s": "Throughput (samples/s)", "layer_ms": "Passes of the layer (ms)"}
     rows = table.melt(["ratio", "system"], list(labels), var_name="measure")
-    axes = {"x": "ratio", "y": "value", "col": "measure", "hue": "system", "facet_kws": {"sharey": False}}
-    grid = facets(sns.relplot, rows, kind="line", marker="o", **axes)
+    grid = curves(rows, "ratio", "value", "measure", facet_kws={"sharey": False})
     for measure, ax in grid.axes_dict.items():
         ax.set(title="One layer of 8 experts, generated loads", ylabel=labels[measure], ylim=(0, None))
     grid.set(xticks=sorted(table["ratio"].unique()), xlabel="Load of one expert over the others'")

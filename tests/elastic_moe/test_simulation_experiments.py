@@ -101,3 +101,9 @@ def test_claims_worked_by_hand():
     clusters = pd.DataFrame({"nodes": [1000, 1000, 100], "hours": [24, 24, 24], "seconds": [5.0, 14.0, 99.0]})
     assert value("lazarus-scale", clusters) == 14
     assert math.isnan(value("lazarus-fig10a-flat", pd.DataFrame({"system": [], "ratio": [], "samples_per_s": []})))
+
+
+def test_a_probability_alone_is_drawn_in_the_one_panel_that_it_belongs_to(tables):
+    table = tables["27_deepseek_v3"].query("gpus == 512")
+    (ax,) = scale.plot_deepseek_v3(table.assign(p=0.3)).axes
+    assert "512 GPUs" in ax.get_title()
