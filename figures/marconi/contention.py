@@ -11,7 +11,7 @@ from artifact import sweep
 from artifact.prefix_cache import preset, replay, request_table
 from artifact.prefix_cache.simulation import GB, MARCONI, SGLANG
 from figures.marconi.latency import ttft_ms
-from figures.marconi.replays import compare_all, rate_lines, rates_by, trace_of
+from figures.marconi.replays import Options, compare_all, rate_lines, rates_by, trace_of
 from figures.reducers import NAN
 from figures.style import SYSTEM_COLORS, Picture, subplots
 
@@ -33,7 +33,7 @@ def fine_grained(
 
     One row per (capacity_gb, system, request). seed: of the response times
     """
-    options = {"sessions_per_s": [sessions_per_s], "response_time_s": [response_time_s], "seed": [seed]}
+    options: Options = {"sessions_per_s": [sessions_per_s], "response_time_s": [response_time_s], "seed": [seed]}
     grid = sweep.grid(source=[source], capacity_gb=capacities_gb, limit_sessions=[limit_sessions], **options)
     return sweep.table(_requests, grid, description="capacities")
 
@@ -68,8 +68,8 @@ def contention(
     seed:          of the agent's response times
     """
     scaled = [limit_sessions / 100 * capacity for capacity in capacities_gb]
-    agent = {"source": [agent_source], "limit_sessions": [limit_sessions], "seed": [seed]}
-    common = {"systems": [systems], "sessions_per_s": [5]}
+    agent: Options = {"source": [agent_source], "limit_sessions": [limit_sessions], "seed": [seed]}
+    common: Options = {"systems": [systems], "sessions_per_s": [5]}
     grid = sweep.grid(**agent, **common, capacity_gb=scaled, response_time_s=[10])
     return compare_all(grid + sweep.grid(source=["sharegpt"], **common, capacity_gb=chat_capacities_gb))
 
@@ -89,8 +89,8 @@ def arrival(
     capacity_gb: for 100 sessions; fewer get less in proportion
     seed:        of the response times
     """
-    common = {"source": [agent_source], "systems": [systems], "limit_sessions": [limit_sessions], "seed": [seed]}
-    common |= {"capacity_gb": [limit_sessions / 100 * capacity_gb]}
+    common: Options = {"source": [agent_source], "systems": [systems], "limit_sessions": [limit_sessions]}
+    common |= {"seed": [seed], "capacity_gb": [limit_sessions / 100 * capacity_gb]}
     rate = compare_all(sweep.grid(**common, sessions_per_s=sessions_per_s, response_time_s=[7.5]))
     response = compare_all(sweep.grid(**common, sessions_per_s=[1], response_time_s=response_times_s))
     tables = [rate.assign(varied="sessions_per_s"), response.assign(varied="response_time_s")]

@@ -10,7 +10,7 @@ from artifact import sweep
 from artifact.prefix_cache import Fidelity, preset, replay
 from artifact.prefix_cache.index.fidelity import CORRECTIONS, fidelity_label
 from artifact.prefix_cache.simulation import GB, MARCONI
-from figures.marconi.replays import COMPARED, compare_all, measures, trace_of
+from figures.marconi.replays import COMPARED, Options, compare_all, measures, trace_of
 from figures.style import SYSTEM_COLORS, Picture, subplots
 
 MEANINGS = {
@@ -35,7 +35,7 @@ def labels() -> dict[str, str]:
 
 def corrections(*, source: str, sessions_per_s: list[float], capacities_gb: list[float]) -> pd.DataFrame:
     """The systems with each correction alone and all but each. One row per (correction, configuration, system)."""
-    common = {"source": [source], "sessions_per_s": sessions_per_s, "capacity_gb": capacities_gb}
+    common: Options = {"source": [source], "sessions_per_s": sessions_per_s, "capacity_gb": capacities_gb}
     table = compare_all(sweep.grid(**common, fidelity=list(labels()), systems=[list(COMPARED)]))
     table.insert(0, "correction", table["fidelity"].map(labels()))
     return table
@@ -44,7 +44,7 @@ def corrections(*, source: str, sessions_per_s: list[float], capacities_gb: list
 def static_alphas(*, source: str, capacity_gb: float, alphas: list[float], fidelities: list[str]) -> pd.DataFrame:
     """Marconi with fixed alphas. One row per (fidelity, alpha)."""
     trace, model, rows = trace_of(source), preset("marconi-7b"), []
-    options = {"system": MARCONI, "capacity_bytes": round(capacity_gb * GB)}
+    options: Options = {"system": MARCONI, "capacity_bytes": round(capacity_gb * GB)}
     for fidelity in fidelities:
         row = {"trace": trace.name, "capacity_gb": float(capacity_gb), "fidelity": fidelity_label(fidelity)}
         for alpha in alphas:
@@ -63,8 +63,8 @@ def plot_corrections(table: pd.DataFrame) -> Figure:
     meanings = {f"{name} alone": f"{name} alone: {meaning}" for name, meaning in MEANINGS.items()}
     values["correction"] = values["correction"].replace(meanings)
     figure, axes = subplots(1, 2, height_in=4.2, sharey=True)
-    options = {"hue": "system", "palette": SYSTEM_COLORS, "dodge": 0.45, "linestyle": "none", "errorbar": ("pi", 100)}
-    look = {"markersize": 3.5, "err_kws": {"linewidth": 0.9}}
+    options: Options = {"hue": "system", "palette": SYSTEM_COLORS, "dodge": 0.45, "linestyle": "none"}
+    look: Options = {"markersize": 3.5, "errorbar": ("pi", 100), "err_kws": {"linewidth": 0.9}}
     panels = {"change": "Token hit rate against none (points)", "over_gb": "Peak bytes over capacity (GB)"}
     for ax, (column, label) in zip(axes, panels.items(), strict=True):
         sns.pointplot(values, x=column, y="correction", **options, **look, legend=ax is axes[0], ax=ax)

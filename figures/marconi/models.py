@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from artifact import sweep
 from artifact.prefix_cache.simulation import MARCONI, VLLM
 from figures.marconi.policies import FIDELITIES
-from figures.marconi.replays import BEST_STATIC, COMPARED, PAPER_TRACE, compare_all, rate_lines
+from figures.marconi.replays import BEST_STATIC, COMPARED, PAPER_TRACE, Options, compare_all, rate_lines
 from figures.style import Picture, facets
 
 
@@ -26,7 +26,7 @@ def layers(
     compositions: [SSM, attention, MLP] layers, in a cache of `composition_gb`
     state_dims:   N of the paper's model, in a cache of `state_dim_gb`
     """
-    common = {"source": [source], "systems": [list(COMPARED)], "fidelity": FIDELITIES}
+    common: Options = {"source": [source], "systems": [list(COMPARED)], "fidelity": FIDELITIES}
     by_layers = compare_all(sweep.grid(**common, layers=compositions, capacity_gb=[composition_gb]))
     by_state = compare_all(sweep.grid(**common, d_state=state_dims, capacity_gb=[state_dim_gb]))
     return pd.concat([by_layers.assign(varied="layers"), by_state.assign(varied="d_state")], ignore_index=True)
@@ -40,7 +40,7 @@ def presets(*, source: str, specs: list[str], capacities_gb: list[float]) -> pd.
 
 def _bars(table: pd.DataFrame, varied: str, label: str) -> Figure:
     rows = table[table["varied"] == varied]
-    options = {"x": varied, "y": "token_hit_rate_pct", "hue": "system", "col": "fidelity"}
+    options: Options = {"x": varied, "y": "token_hit_rate_pct", "hue": "system", "col": "fidelity"}
     grid = facets(sns.catplot, rows, kind="bar", saturation=1, height_in=2.5, **options)
     grid.set_titles(f"{rows['trace'].iloc[0]}, {{col_name}}")
     grid.set_axis_labels(label, "Token hit rate (%)")
@@ -59,9 +59,8 @@ def plot_state_dim(table: pd.DataFrame) -> Figure:
 
 def plot_presets(table: pd.DataFrame) -> Figure:
     """Token hit rate against capacity, a panel per model."""
-    grid = rate_lines(
-        table, "capacity_gb", col="spec", col_wrap=3, height_in=0.3 + 1.9 * -(-table["spec"].nunique() // 3)
-    )
+    rows = -(-table["spec"].nunique() // 3)
+    grid = rate_lines(table, "capacity_gb", col="spec", col_wrap=3, height_in=0.3 + 1.9 * rows)
     grid.set(xscale="log")
     grid.set_titles(f"{{col_name}}, {table['trace'].iloc[0]}")
     return grid.figure

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from artifact import sweep
 from artifact.prefix_cache.simulation import MARCONI, SGLANG, VANILLA, VLLM
 from figures import claims
-from figures.marconi.replays import COMPARED, PAPER_TRACE, compare_all, rates_by
+from figures.marconi.replays import COMPARED, PAPER_TRACE, Options, compare_all, rates_by
 from figures.style import BLUE, COLUMN_WIDTH_IN, SYSTEM_COLORS, Picture, facets, paper_mark, subplots
 
 FIDELITIES = ["published", "corrected"]
@@ -21,7 +21,7 @@ CONFIGURATION = ["sessions_per_s", "capacity_gb"]
 def all_configurations(*, source: str, sessions_per_s: list[float], capacities_gb: list[float]) -> pd.DataFrame:
     """Every arrival rate with every capacity, as published and corrected. One row per configuration and system."""
     systems = [[VANILLA, *COMPARED]]
-    grid = {"source": [source], "sessions_per_s": sessions_per_s, "capacity_gb": capacities_gb}
+    grid: Options = {"source": [source], "sessions_per_s": sessions_per_s, "capacity_gb": capacities_gb}
     return compare_all(sweep.grid(**grid, fidelity=FIDELITIES, systems=systems))
 
 
@@ -44,7 +44,7 @@ def _spread(ax: Axes, groups: dict[str, pd.Series], colors: list[str]) -> None:
         box = {"label": label, "whislo": low, "q1": first, "med": median, "q3": third, "whishi": high}
         stats.append({**box, "mean": values.mean(), "fliers": []})
     mean = {"marker": "o", "markerfacecolor": "white", "markeredgecolor": "black", "markersize": 3}
-    options = {"meanprops": mean, "medianprops": {"color": "black"}, "widths": 0.5}
+    options: Options = {"meanprops": mean, "medianprops": {"color": "black"}, "widths": 0.5}
     boxes = ax.bxp(stats, showfliers=False, showmeans=True, patch_artist=True, **options)
     for patch, color in zip(boxes["boxes"], colors, strict=True):
         patch.set(facecolor=color, alpha=0.6)

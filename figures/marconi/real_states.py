@@ -12,6 +12,7 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from artifact.prefix_cache.simulation import SGLANG
+from figures.marconi.replays import Options
 from figures.style import BLUE, GREY, PAPER_COLOR, RED, YELLOW, Picture, facets, subplots
 
 if TYPE_CHECKING:
@@ -142,9 +143,9 @@ def plot_resume(table: pd.DataFrame) -> Figure:
     """Time of a prefill, cold and resumed: the median of the repeats and their range."""
     times = table.melt("model", list(PREFILLS), var_name="prefill", value_name="ms")
     times["prefill"] = times["prefill"].map(PREFILLS)
-    options = {"x": "prefill", "y": "ms", "hue": "prefill", "palette": [GREY, BLUE, YELLOW], "saturation": 1}
-    interval = {"estimator": "median", "errorbar": ("pi", 100), "err_kws": {"linewidth": 1, "color": "black"}}
-    panels = {"col": "model", "sharey": False, "width_in": 2.6 * table["model"].nunique(), "height_in": 2.2}
+    options: Options = {"x": "prefill", "y": "ms", "hue": "prefill", "palette": [GREY, BLUE, YELLOW], "saturation": 1}
+    interval: Options = {"estimator": "median", "errorbar": ("pi", 100), "err_kws": {"linewidth": 1, "color": "black"}}
+    panels: Options = {"col": "model", "sharey": False, "width_in": 2.6 * table["model"].nunique(), "height_in": 2.2}
     grid = facets(sns.catplot, times, kind="bar", **options, **interval, **panels)
     grid.set_titles("{col_name}")
     grid.set_axis_labels("", "Prefill (ms)")

@@ -17,6 +17,8 @@ from figures.marconi.clairvoyant import replay_clairvoyant
 from figures.marconi.latency import p95_ms
 from figures.style import facets
 
+Options = dict[str, Any]
+
 PAPER_TRACE = "sharegpt"
 """The one trace of the paper that is at hand."""
 COMPARED = (VLLM, SGLANG, MARCONI)
@@ -80,7 +82,7 @@ def compare(
     trace, model, capacity = trace_of(source, **trace_options), preset(spec), round(capacity_gb * GB)
     model = model if layers is None else model.with_layers(*layers)
     model = model if d_state is None else model.with_state_dim(d_state)
-    options: dict[str, Any] = {"capacity_bytes": capacity, "fidelity": Fidelity.parse(fidelity)}
+    options: Options = {"capacity_bytes": capacity, "fidelity": Fidelity.parse(fidelity)}
     dimensions = {
         "trace": trace.name,
         **{name: value for name, value in trace_options.items() if name != "seed"},
@@ -106,7 +108,7 @@ def compare(
     return pd.DataFrame(rows)
 
 
-def compare_all(configurations: list[dict[str, Any]]) -> pd.DataFrame:
+def compare_all(configurations: list[Options]) -> pd.DataFrame:
     """`compare` for each configuration, in parallel: one row per configuration and system."""
     return sweep.table(compare, configurations, description="configurations")
 
@@ -120,9 +122,9 @@ def rates_by(table: pd.DataFrame, index: str | list[str], value: str = "token_hi
 def rate_lines(table: pd.DataFrame, x: str, **options: Any) -> sns.FacetGrid:
     """Token hit rate against `x`, a line per system that stays visible under the others."""
     systems = sorted(table["system"].unique(), key=lambda system: system != MARCONI)
-    ours = {"hue_order": systems, "style_order": systems, "dashes": DASHES, "sizes": WIDTHS, "markersize": 3}
-    by_system = dict.fromkeys(("hue", "style", "size"), "system")
-    shape = {"kind": "line", "marker": "o", "markeredgewidth": 0, "errorbar": None}
+    ours: Options = {"hue_order": systems, "style_order": systems, "dashes": DASHES, "sizes": WIDTHS, "markersize": 3}
+    by_system: Options = dict.fromkeys(("hue", "style", "size"), "system")
+    shape: Options = {"kind": "line", "marker": "o", "markeredgewidth": 0, "errorbar": None}
     grid = facets(sns.relplot, table, x=x, y="token_hit_rate_pct", **by_system, **ours, **shape, **options)
     grid.set(ylim=(0, None))
     grid.set_axis_labels("Capacity (GB)", "Token hit rate (%)")

@@ -10,6 +10,7 @@ from artifact.prefix_cache import PRESETS
 from artifact.prefix_cache.simulation import GB
 from artifact.prefix_cache.spec import MAMBA_7B, MARCONI_7B, TRANSFORMER_7B
 from figures import claims
+from figures.marconi.replays import Options
 from figures.style import BLUE, COLUMN_WIDTH_IN, CYCLE, GREY, RED, Picture, facets, paper_mark, subplots
 
 LAYER_COLORS = {"attention": RED, "SSM": BLUE, "MLP": GREY}
@@ -64,7 +65,7 @@ def plot_state_sizes(table: pd.DataFrame) -> Figure:
     figure, ax = subplots(width_in=COLUMN_WIDTH_IN, height_in=2.5)
     hybrid = table[table["spec"] == "marconi-7b"]
     spacing = hybrid["block_size"].map(lambda block: f"Hybrid, every {block}" if block else "Hybrid, one checkpoint")
-    lines = {"x": "length_tokens", "y": "total_gb", "ax": ax}
+    lines: Options = {"x": "length_tokens", "y": "total_gb", "ax": ax}
     sns.lineplot(hybrid.assign(spacing=spacing), hue="spacing", palette=CYCLE[: spacing.nunique()], **lines)
     transformer = table[table["spec"] == "transformer-7b"]
     sns.lineplot(transformer, color="black", linestyle="--", label="Transformer", **lines)
@@ -79,8 +80,8 @@ def plot_flop_efficiency(table: pd.DataFrame) -> Figure:
     labels = {"mamba-7b": "Mamba", "marconi-7b": "Hybrid", "transformer-7b": "Transformer"}
     rows = table[(table["block_size"] == 0) & (table["length_tokens"] <= FIGURE_5_TOKENS)]
     rows = rows.assign(model=rows["spec"].map(labels))
-    options = {"kind": "line", "x": "length_tokens", "y": "flops_per_byte", "hue": "model", "palette": CYCLE[:3]}
-    grid = facets(sns.relplot, rows, width_in=COLUMN_WIDTH_IN, height_in=2.3, **options)
+    options: Options = {"x": "length_tokens", "y": "flops_per_byte", "hue": "model", "palette": CYCLE[:3]}
+    grid = facets(sns.relplot, rows, kind="line", width_in=COLUMN_WIDTH_IN, height_in=2.3, **options)
     grid.set(xlabel="Sequence length (tokens)", ylabel="FLOPs saved per byte", ylim=(0, None))
     return grid.figure
 
@@ -89,9 +90,10 @@ def plot_layer_flops(table: pd.DataFrame) -> Figure:
     """Share of the prefill's FLOPs by kind of layer (figure 14), for each model."""
     total = table.groupby(["spec", "length_tokens"])["flops"].transform("sum")
     shares = table.assign(share_pct=100 * table["flops"] / total, length=table["length_tokens"].map("{:,}".format))
-    stacked = {"kind": "hist", "multiple": "stack", "discrete": True, "shrink": 0.8, "alpha": 1, "linewidth": 0}
-    options = {"hue": "layer", "palette": LAYER_COLORS, "hue_order": list(LAYER_COLORS)[::-1], "col": "spec"}
-    grid = facets(sns.displot, shares, x="length", weights="share_pct", height_in=2.3, **stacked, **options)
+    stacked: Options = {"multiple": "stack", "discrete": True, "shrink": 0.8, "alpha": 1, "linewidth": 0}
+    options: Options = {"hue": "layer", "palette": LAYER_COLORS, "hue_order": list(LAYER_COLORS)[::-1], "col": "spec"}
+    options |= {"x": "length", "weights": "share_pct", "height_in": 2.3}
+    grid = facets(sns.displot, shares, kind="hist", **stacked, **options)
     grid.set_titles("{col_name}")
     grid.set_axis_labels("Sequence length (tokens)", "Share of FLOPs (%)")
     grid.tick_params(axis="x", rotation=45)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from artifact import sweep
 from artifact.prefix_cache import BlockCache, Fidelity, preset
 from artifact.prefix_cache.simulation import GB, operations
-from figures.marconi.replays import trace_of
+from figures.marconi.replays import Options, trace_of
 from figures.style import BLUE, RED, Picture, facets
 
 
@@ -33,7 +33,7 @@ def block_reuse(
     One row per (trace, block_size).
     capacities_gb: of the cache of each trace
     """
-    common = {"limit_sessions": [limit_sessions], "fidelity": [fidelity]}
+    common: Options = {"limit_sessions": [limit_sessions], "fidelity": [fidelity]}
     grid = [
         parameters
         for source, capacity_gb in capacities_gb.items()
@@ -46,7 +46,7 @@ def _block_reuse(
     *, source: str, capacity_gb: float, block_size: int, limit_sessions: int, fidelity: str
 ) -> pd.DataFrame:
     trace, capacity_bytes = trace_of(source, limit_sessions=limit_sessions), round(capacity_gb * GB)
-    options = {"block_size": block_size, "fidelity": Fidelity.parse(fidelity)}
+    options: Options = {"block_size": block_size, "fidelity": Fidelity.parse(fidelity)}
     cache = BlockCache(preset("marconi-7b"), capacity_bytes=capacity_bytes, **options)
     cache.run(operations(trace))
     admitted, kv, state = cache.block_reuse
@@ -59,9 +59,9 @@ def plot_request_lengths(table: pd.DataFrame) -> Figure:
     """Histograms of input and output lengths (figure 6)."""
     lengths = table.melt("trace", var_name="part", value_name="tokens")
     lengths["part"] = lengths["part"].map({"input_tokens": "Input length", "output_tokens": "Output length"})
-    options = {"kind": "hist", "bins": 30, "common_bins": False, "alpha": 1, "linewidth": 0, "legend": False}
-    colors = {"hue": "part", "palette": [BLUE, RED]}
-    panels = {"row": "part", "col": "trace", "facet_kws": {"sharex": False, "sharey": False}}
+    options: Options = {"kind": "hist", "bins": 30, "common_bins": False, "alpha": 1, "linewidth": 0, "legend": False}
+    colors: Options = {"hue": "part", "palette": [BLUE, RED]}
+    panels: Options = {"row": "part", "col": "trace", "facet_kws": {"sharex": False, "sharey": False}}
     grid = facets(sns.displot, lengths, x="tokens", height_in=3.4, **panels, **colors, **options)
     grid.set_titles("{col_name}")
     for (part, _), ax in grid.axes_dict.items():
@@ -75,8 +75,8 @@ def plot_block_reuse(table: pd.DataFrame) -> Figure:
     parts = {"kv_reused_pct": "KV", "state_reused_pct": "SSM state"}
     shares = table.melt(["trace", "block_size"], list(parts), var_name="part", value_name="reused_pct")
     shares["part"] = shares["part"].map(parts)
-    options = {"x": "block_size", "y": "reused_pct", "hue": "part", "palette": {"KV": RED, "SSM state": BLUE}}
-    panels = {"col": "trace", "col_wrap": min(2, shares["trace"].nunique()), "sharex": False, "sharey": False}
+    options: Options = {"x": "block_size", "y": "reused_pct", "hue": "part", "palette": {"KV": RED, "SSM state": BLUE}}
+    panels: Options = {"col": "trace", "col_wrap": min(2, shares["trace"].nunique()), "sharex": False, "sharey": False}
     height_in = 2.1 * -(-shares["trace"].nunique() // 2) + 0.3
     grid = facets(sns.catplot, shares, kind="bar", saturation=1, height_in=height_in, **options, **panels)
     for ax in grid.axes.flat:
