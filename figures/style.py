@@ -116,13 +116,13 @@ def paper_mark(axes: Axes, *, x: float | None = None, y: float | None = None, la
 class Picture:
     """A figure of the evaluation: the table it is drawn from, how, and what its caption says.
 
-    what:     one or two sentences on what is drawn, with the paper's figure
-    interval: what whiskers or bands are; empty where there are none
+    what:     one or two sentences on what is drawn, with the paper's figure; the plot's docstring if empty
+    interval: what whiskers or bands are; empty if there are none
     """
 
     table: str
     plot: Callable[[pd.DataFrame], Figure]
-    what: str
+    what: str = ""
     interval: str = ""
 
     def caption(self, table: pd.DataFrame) -> str:
@@ -130,7 +130,12 @@ class Picture:
         names = [str(name) for column in DATA_COLUMNS if column in table for name in table[column].unique()]
         data = f" Data: {', '.join(dict.fromkeys(names))}." if names else ""
         interval = f" Interval: {self.interval}." if self.interval else ""
-        return f"{self.what}{data} n = {len(table):,} rows.{interval}"
+        return f"{self.sentence}{data} n = {len(table):,} rows.{interval}"
+
+    @property
+    def sentence(self) -> str:
+        """What is drawn."""
+        return self.what or " ".join((self.plot.__doc__ or "").partition("\n\n")[0].split())
 
 
 def show(picture: Picture, table: pd.DataFrame) -> None:

@@ -41,7 +41,7 @@ def test_a_committed_figure_is_what_its_table_gives(redrawn, name):
 @each_figure
 def test_a_figure_is_named_after_its_part_and_has_a_caption(name):
     part, picture = REGISTERED[name]
-    assert name.startswith(f"{part}-") and picture.what.endswith(".")
+    assert name.startswith(f"{part}-") and picture.sentence.endswith(".")
 
 
 def test_every_committed_figure_is_registered_and_in_both_formats():

@@ -129,6 +129,18 @@ def test_a_caption_says_what_on_which_data_from_how_many_rows_and_with_which_int
     assert style.Picture("11_hits", plot, "Hit rates.").caption(trials()) == "Hit rates. n = 40 rows."
 
 
+def test_a_caption_is_the_plots_docstring_unless_it_says_otherwise():
+    def documented(table):
+        """Hit rates
+        of all systems.
+
+        Not shown: errors.
+        """
+
+    assert style.Picture("11_hits", documented).sentence == "Hit rates of all systems."
+    assert style.Picture("11_hits", documented, "Hits.").sentence == "Hits."
+
+
 def test_a_notebook_shows_the_figure_and_its_caption(registry, monkeypatch):
     import IPython.display
 
