@@ -183,11 +183,10 @@ def _literal(node: ast.expr, known: Mapping[str, Any]) -> Any:
         case ast.List(elts=items) | ast.Tuple(elts=items):
             return [_literal(item, known) for item in items]
         case ast.Dict(keys=keys, values=items):
-            return {
-                _literal(key, known): _literal(item, known)
-                for key, item in zip(keys, items, strict=True)
-                if key is not None
-            }
+            merged: dict[Any, Any] = {}
+            for key, item in zip(keys, items, strict=True):
+                merged |= _literal(item, known) if key is None else {_literal(key, known): _literal(item, known)}
+            return merged
     try:
         return ast.literal_eval(node)
     except ValueError:

@@ -4,8 +4,7 @@ import sys
 
 import pytest
 
-from artifact import __main__ as command_line
-from artifact import systems
+from artifact import __main__ as command_line, systems
 
 COMMANDS = list(systems.commands())  # here, before a test moves the root of the checkout
 

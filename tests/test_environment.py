@@ -9,8 +9,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
-from rattler import MatchSpec, VersionSpec
-from rattler import Version as CondaVersion
+from rattler import MatchSpec, Version as CondaVersion, VersionSpec
 
 from artifact import paths
 

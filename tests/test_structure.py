@@ -23,7 +23,7 @@ def test_a_module_says_what_it_is(file):
 @pytest.mark.parametrize("system", ["prefix_cache", "elastic_moe", "sparse_sync"])
 def test_no_function_shares_its_name_with_a_module_of_its_system(system):
     root = paths.ROOT / "artifact" / system
-    names = {path.stem if path.suffix == ".py" else path.name for path in root.rglob("*") if path.name[0] != "_"}
+    names = {path.stem for path in root.rglob("*") if path.suffix == ".py" or path.is_dir()}
     for file in root.rglob("*.py"):
         for node in ast.parse(file.read_text(encoding="utf-8")).body:
             if isinstance(node, ast.FunctionDef | ast.ClassDef):

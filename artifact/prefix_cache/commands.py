@@ -67,8 +67,7 @@ def replay(
     from artifact.prefix_cache.index.admission import parse_checkpoint_policy
     from artifact.prefix_cache.index.fidelity import Fidelity, fidelity_label
     from artifact.prefix_cache.presets import preset
-    from artifact.prefix_cache.simulation import SIMULATED_SYSTEMS
-    from artifact.prefix_cache.simulation import replay as replay_trace
+    from artifact.prefix_cache.simulation import SIMULATED_SYSTEMS, replay as replay_trace
 
     if capacity_gb is None and system not in ("none", "infinite"):
         raise ValueError(f"--capacity-gb must be given for {system}")
@@ -114,8 +113,7 @@ def serve(
     """Serve a trace with a real model and its cache; time each request with and without the cache."""
     from artifact.prefix_cache.index.admission import parse_checkpoint_policy
     from artifact.prefix_cache.serving.hybrid_models import build_model
-    from artifact.prefix_cache.serving.trace_server import System, per_request, summary
-    from artifact.prefix_cache.serving.trace_server import serve as serve_requests
+    from artifact.prefix_cache.serving.trace_server import System, per_request, serve as serve_requests, summary
     from artifact.prefix_cache.simulation import SIMULATED_SYSTEMS
 
     placement = placement or checkpoints

@@ -12,92 +12,62 @@ from typing import TYPE_CHECKING
 from artifact.doors import lazy
 
 if TYPE_CHECKING:
-    from artifact.sparse_sync.links.accounting import SyncReport, synchronise, traffic_of
-    from artifact.sparse_sync.links.ddp_hook import SparseSync, register_sparse_sync
-    from artifact.sparse_sync.links.testbed import Testbed, measure_links
-    from artifact.sparse_sync.links.transport import Link, Traffic, run_counted
-    from artifact.sparse_sync.schemes import COMPARED, SCHEMES, Scheme
-    from artifact.sparse_sync.schemes.base import Exchange, RankContext
-    from artifact.sparse_sync.schemes.cost_model import (
-        Load,
-        Statistics,
-        choose_scheme,
-        measure_statistics,
-        predict_bytes,
+    from artifact.sparse_sync.links.accounting import (
+        SyncReport as SyncReport,
+        synchronise as synchronise,
+        traffic_of as traffic_of,
     )
-    from artifact.sparse_sync.tensors.formats import Bitmap, Blocks, Coo, Dense, Format
-    from artifact.sparse_sync.tensors.grouping import group_indices, measure_grouping
-    from artifact.sparse_sync.tensors.hashing import Grouping, imbalance, partition_of
-    from artifact.sparse_sync.tensors.input_file import read_gradients
-    from artifact.sparse_sync.tensors.partitions import PARTITIONS, Partition, partition, pull_imbalance, push_imbalance
-    from artifact.sparse_sync.tensors.sparse_tensor import SparseTensor, as_sparse, sum_in_rank_order, union
-    from artifact.sparse_sync.tensors.topk import TopK
-    from artifact.sparse_sync.workloads import WorkerGradients, gradients, workload_tensors, zipf_embedding
+    from artifact.sparse_sync.links.ddp_hook import (
+        SparseSync as SparseSync,
+        register_sparse_sync as register_sparse_sync,
+    )
+    from artifact.sparse_sync.links.testbed import Testbed as Testbed, measure_links as measure_links
+    from artifact.sparse_sync.links.transport import Link as Link, Traffic as Traffic, run_counted as run_counted
+    from artifact.sparse_sync.schemes import COMPARED as COMPARED, SCHEMES as SCHEMES, Scheme as Scheme
+    from artifact.sparse_sync.schemes.base import Exchange as Exchange, RankContext as RankContext
+    from artifact.sparse_sync.schemes.cost_model import (
+        Load as Load,
+        Statistics as Statistics,
+        choose_scheme as choose_scheme,
+        measure_statistics as measure_statistics,
+        predict_bytes as predict_bytes,
+    )
+    from artifact.sparse_sync.tensors.formats import (
+        Bitmap as Bitmap,
+        Blocks as Blocks,
+        Coo as Coo,
+        Dense as Dense,
+        Format as Format,
+    )
+    from artifact.sparse_sync.tensors.grouping import (
+        group_indices as group_indices,
+        measure_grouping as measure_grouping,
+    )
+    from artifact.sparse_sync.tensors.hashing import (
+        Grouping as Grouping,
+        imbalance as imbalance,
+        partition_of as partition_of,
+    )
+    from artifact.sparse_sync.tensors.input_file import read_gradients as read_gradients
+    from artifact.sparse_sync.tensors.partitions import (
+        PARTITIONS as PARTITIONS,
+        Partition as Partition,
+        partition as partition,
+        pull_imbalance as pull_imbalance,
+        push_imbalance as push_imbalance,
+    )
+    from artifact.sparse_sync.tensors.sparse_tensor import (
+        SparseTensor as SparseTensor,
+        as_sparse as as_sparse,
+        sum_in_rank_order as sum_in_rank_order,
+        union as union,
+    )
+    from artifact.sparse_sync.tensors.topk import TopK as TopK
+    from artifact.sparse_sync.workloads import (
+        WorkerGradients as WorkerGradients,
+        gradients as gradients,
+        workload_tensors as workload_tensors,
+        zipf_embedding as zipf_embedding,
+    )
 
-_NAMES = {
-    "links.accounting": ["SyncReport", "synchronise", "traffic_of"],
-    "links.ddp_hook": ["SparseSync", "register_sparse_sync"],
-    "links.testbed": ["Testbed", "measure_links"],
-    "links.transport": ["Link", "Traffic", "run_counted"],
-    "schemes": ["COMPARED", "SCHEMES", "Scheme"],
-    "schemes.base": ["Exchange", "RankContext"],
-    "schemes.cost_model": ["Load", "Statistics", "choose_scheme", "measure_statistics", "predict_bytes"],
-    "tensors.formats": ["Bitmap", "Blocks", "Coo", "Dense", "Format"],
-    "tensors.grouping": ["group_indices", "measure_grouping"],
-    "tensors.hashing": ["Grouping", "imbalance", "partition_of"],
-    "tensors.input_file": ["read_gradients"],
-    "tensors.partitions": ["PARTITIONS", "Partition", "partition", "pull_imbalance", "push_imbalance"],
-    "tensors.sparse_tensor": ["SparseTensor", "as_sparse", "sum_in_rank_order", "union"],
-    "tensors.topk": ["TopK"],
-    "workloads": ["WorkerGradients", "gradients", "workload_tensors", "zipf_embedding"],
-}
-
-__all__ = [
-    "COMPARED",
-    "PARTITIONS",
-    "SCHEMES",
-    "Bitmap",
-    "Blocks",
-    "Coo",
-    "Dense",
-    "Exchange",
-    "Format",
-    "Grouping",
-    "Link",
-    "Load",
-    "Partition",
-    "RankContext",
-    "Scheme",
-    "SparseSync",
-    "SparseTensor",
-    "Statistics",
-    "SyncReport",
-    "Testbed",
-    "TopK",
-    "Traffic",
-    "WorkerGradients",
-    "as_sparse",
-    "choose_scheme",
-    "gradients",
-    "group_indices",
-    "imbalance",
-    "measure_grouping",
-    "measure_links",
-    "measure_statistics",
-    "partition",
-    "partition_of",
-    "predict_bytes",
-    "pull_imbalance",
-    "push_imbalance",
-    "read_gradients",
-    "register_sparse_sync",
-    "run_counted",
-    "sum_in_rank_order",
-    "synchronise",
-    "traffic_of",
-    "union",
-    "workload_tensors",
-    "zipf_embedding",
-]
-
-__getattr__, __dir__ = lazy(__name__, {name: module for module, names in _NAMES.items() for name in names})
+__getattr__, __dir__, __all__ = lazy(__name__, __file__)

@@ -27,7 +27,7 @@ def register(app: typer.Typer) -> None:
         app,
         "sparse",
         "Zen: synchronisation of sparse gradients.",
-        {"sync": sync, "partition": partition, "testbed": testbed},
+        {"sync": sync, "partition": partition, "testbed": run_testbed},
         {"sync": sync, "partition": partition},
         """
         sync gradients.npz --scheme all --workers 8 --bandwidth-gbps 1
@@ -77,7 +77,7 @@ def partition(
     cli.show(measure_grouping(read_gradients(path), method, partitions, **options), as_json)
 
 
-def testbed(
+def run_testbed(
     workers: Annotated[int, Option(min=1, max=250, help="ranks, each behind a link of its own")] = 8,
     rate: Annotated[str, Option(help="rate of each link, both ways: 200mbit, 1gbit")] = "200mbit",
     workload: Annotated[str, Option(help=WORKLOADS)] = "zipf",

@@ -282,6 +282,13 @@ def test_what_cannot_be_read_from_a_notebook_is_refused_with_the_call(project):
         calls.passed("12_more", "quick")
 
 
+def test_options_that_a_notebook_spreads_are_merged(project):
+    code = 'more = {"b": 2}\nresults.run("12_more", more, profile=profile, **{"a": 1, **more})'
+    parameters = new_code_cell('profile = "quick"', metadata={"tags": ["parameters"]})
+    nbformat.write(new_notebook(cells=[parameters, new_code_cell(code)]), project / "notebooks" / "12_more.ipynb")
+    assert calls.passed("12_more", "quick") == {"a": 1, "b": 2}
+
+
 def test_a_table_is_made_by_one_notebook(project):
     source = (project / "notebooks" / "11_hits.ipynb").read_bytes()
     (project / "notebooks" / "12_again.ipynb").write_bytes(source)

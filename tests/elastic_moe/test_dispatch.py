@@ -5,8 +5,7 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from artifact.elastic_moe.training import dispatch
 from artifact.elastic_moe.training.dispatch import plan_dispatch

@@ -5,8 +5,7 @@ from itertools import permutations
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
+from hypothesis import assume, given, settings, strategies as st
 
 from artifact.elastic_moe import Placement, Transfer, Unrecoverable, assign_nodes, holdings_of, transfers
 

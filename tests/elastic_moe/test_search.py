@@ -7,8 +7,7 @@ from collections.abc import Iterator, Sequence
 from itertools import combinations, combinations_with_replacement, pairwise, product
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from artifact.elastic_moe import METHODS, Placement, place, recovery, upper_bound
 from artifact.elastic_moe.placement.search import DOUBT, Candidate, SearchProblem

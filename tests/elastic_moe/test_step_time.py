@@ -5,14 +5,14 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from artifact.elastic_moe import (
     PRESETS,
     TESTBEDS,
     WORKLOADS,
     Placement,
+    Testbed as Rates,
     allocate,
     calibrated_testbed,
     gpt_workload,
@@ -20,7 +20,6 @@ from artifact.elastic_moe import (
     smartmoe_loads,
     top_experts,
 )
-from artifact.elastic_moe import Testbed as Rates
 from artifact.elastic_moe.placement import migration
 from artifact.elastic_moe.simulation import layouts
 from artifact.elastic_moe.simulation.layouts import GroupLayout, ReplicatedLayout

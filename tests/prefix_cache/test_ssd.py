@@ -12,8 +12,7 @@ from types import SimpleNamespace
 import pytest
 import reference_ssd as module
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from reference_ssd import causal_convolution, ssd, ssd_step
 
 from artifact import hardware

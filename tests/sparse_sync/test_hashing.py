@@ -5,8 +5,7 @@ import re
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from artifact.sparse_sync.tensors import hashing
 from artifact.sparse_sync.tensors.grouping import group_indices
