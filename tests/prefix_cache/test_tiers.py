@@ -213,11 +213,12 @@ def test_the_victim_is_that_of_a_scan_where_nodes_have_no_state(random_requests,
 @pytest.mark.parametrize("checkpoints", CHECKPOINT_POLICIES, ids=str)
 @pytest.mark.parametrize("eviction", (Lru(), FlopAware(0.7)), ids=str)
 def test_no_insertion_leaves_more_bytes_than_the_capacity(random_requests, eviction, checkpoints):
-    """Also if an eviction merges a node of the matched path, which the match must then no longer name."""
-    for seed in range(20):
-        for capacity in (2000, CAPACITY):
+    """Also if an eviction merges a node of the matched path, as in these requests: the match must be made anew."""
+    shapes = [(12, 2, 12), (17, 2, 12), (36, 2, 12), (47, 3, 60), (55, 2, 40), (86, 2, 40)]
+    for seed, vocabulary, longest in shapes:
+        for capacity in (CAPACITY, 12000):
             cache = index(eviction, checkpoints, capacity=capacity)
-            for inp, out in random_requests(seed):
+            for inp, out in random_requests(seed, vocabulary=vocabulary, longest=longest):
                 cache.insert(inp + out)
                 assert cache.used_bytes <= capacity
 
