@@ -3,8 +3,6 @@
 A system's public names are those of its package: `from artifact.prefix_cache import PrefixCache`.
 """
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 from artifact.doors import lazy

@@ -25,16 +25,35 @@ from reference import Tree
 from reference_ssd import ssd, ssd_step
 
 from artifact import sweep
+from artifact.prefix_cache import RequestTrace
 from artifact.prefix_cache.index.cache import PrefixCache
 from artifact.prefix_cache.index.eviction import FlopAware, Lru
 from artifact.prefix_cache.index.fidelity import CORRECTED, PUBLISHED
-from artifact.prefix_cache.serving.scan_choice import implementation
+from artifact.prefix_cache.serving.model_states import implementation
 from artifact.prefix_cache.simulation import GB, MARCONI, SGLANG, VLLM, operations, replay
 from artifact.prefix_cache.spec import MARCONI_7B
-from artifact.prefix_cache.workloads.generators import scaling
+from artifact.prefix_cache.workloads.generators import VOCABULARY
 from figures.marconi import real_states, replays
 
 REPEATS = 5
+
+
+def scaling(num_requests: int, *, shared_tokens: int = 16, own_tokens: int = 16, seed: int = 0) -> RequestTrace:
+    """Many short requests over a growing number of shared prefixes, for measuring the cost of a request.
+
+    Request i takes the prefix of a random group of about sqrt(num_requests) and then new tokens, so that the
+    tree grows in proportion to the requests while each walks a path of constant length.
+    """
+    rng = np.random.default_rng(seed)
+    groups = max(1, int(num_requests**0.5))
+    prefixes = rng.integers(VOCABULARY, size=(groups, shared_tokens), dtype=np.int32)
+    width = shared_tokens + own_tokens
+    rows = np.empty((num_requests, width), np.int32)
+    rows[:, :shared_tokens] = prefixes[rng.integers(groups, size=num_requests)]
+    rows[:, shared_tokens:] = rng.integers(VOCABULARY, size=(num_requests, own_tokens), dtype=np.int32)
+    numbers, ones = np.arange(num_requests, dtype=np.int64), np.ones(num_requests, np.int64)
+    lengths, arrival_s = (ones * (width - 4), ones * 4), numbers.astype(np.float64)
+    return RequestTrace("synthetic-scaling", rows.ravel(), numbers * width, *lengths, numbers, 0 * ones, arrival_s)
 
 
 def seconds_to_run(trace, eviction, capacity_bytes, fidelity) -> tuple[float, PrefixCache]:

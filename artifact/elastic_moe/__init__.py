@@ -1,7 +1,5 @@
 """Lazarus (arXiv 2407.04656): resilient, elastic training of Mixture-of-Experts models."""
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 from artifact.doors import lazy
@@ -23,7 +21,6 @@ if TYPE_CHECKING:
         place as place,
     )
     from artifact.elastic_moe.placement.migration import (
-        ExpertKey as ExpertKey,
         Transfer as Transfer,
         Unrecoverable as Unrecoverable,
         assign_nodes as assign_nodes,
@@ -54,23 +51,16 @@ if TYPE_CHECKING:
         TESTBEDS as TESTBEDS,
         WORKLOADS as WORKLOADS,
         Testbed as Testbed,
-        TimeModel as TimeModel,
         Workload as Workload,
         calibrated_testbed as calibrated_testbed,
         gpt_workload as gpt_workload,
-        preset_workload as preset_workload,
     )
     from artifact.elastic_moe.simulation.systems import (
         SIMULATED_SYSTEMS as SIMULATED_SYSTEMS,
         LayoutCache as LayoutCache,
-        SimulatedSystem as SimulatedSystem,
         default_loads as default_loads,
     )
-    from artifact.elastic_moe.simulation.timeline import (
-        PHASES as PHASES,
-        Segment as Segment,
-        SimulationResult as SimulationResult,
-    )
+    from artifact.elastic_moe.simulation.timeline import PHASES as PHASES, SimulationResult as SimulationResult
     from artifact.elastic_moe.training.controller import TrainingSettings as TrainingSettings
     from artifact.elastic_moe.training.journal import TrainingResult as TrainingResult
     from artifact.elastic_moe.training.planning import TRAINED_SYSTEMS as TRAINED_SYSTEMS

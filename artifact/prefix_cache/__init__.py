@@ -4,8 +4,6 @@
 used: the simulator needs no torch.
 """
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 from artifact.doors import lazy

@@ -5,8 +5,6 @@ One gradient's way: `SparseTensor` -> a scheme of `SCHEMES`, or the one that `ch
 `synchronise` does so once and reports; `register_sparse_sync` does so inside DistributedDataParallel.
 """
 
-from __future__ import annotations
-
 from typing import TYPE_CHECKING
 
 from artifact.doors import lazy
@@ -26,7 +24,6 @@ if TYPE_CHECKING:
     from artifact.sparse_sync.schemes import COMPARED as COMPARED, SCHEMES as SCHEMES, Scheme as Scheme
     from artifact.sparse_sync.schemes.base import Exchange as Exchange, RankContext as RankContext
     from artifact.sparse_sync.schemes.cost_model import (
-        Load as Load,
         Statistics as Statistics,
         choose_scheme as choose_scheme,
         measure_statistics as measure_statistics,
@@ -56,18 +53,8 @@ if TYPE_CHECKING:
         pull_imbalance as pull_imbalance,
         push_imbalance as push_imbalance,
     )
-    from artifact.sparse_sync.tensors.sparse_tensor import (
-        SparseTensor as SparseTensor,
-        as_sparse as as_sparse,
-        sum_in_rank_order as sum_in_rank_order,
-        union as union,
-    )
+    from artifact.sparse_sync.tensors.sparse_tensor import SparseTensor as SparseTensor, as_sparse as as_sparse
     from artifact.sparse_sync.tensors.topk import TopK as TopK
-    from artifact.sparse_sync.workloads import (
-        WorkerGradients as WorkerGradients,
-        gradients as gradients,
-        workload_tensors as workload_tensors,
-        zipf_embedding as zipf_embedding,
-    )
+    from artifact.sparse_sync.workloads import workload_tensors as workload_tensors, zipf_embedding as zipf_embedding
 
 __getattr__, __dir__, __all__ = lazy(__name__, __file__)

@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from artifact.prefix_cache.serving.scan_choice import implementation
+from artifact.prefix_cache.serving.model_states import implementation
 
 CHUNK_SIZE = 64
 ScanInput = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None]

@@ -16,7 +16,7 @@ from hypothesis import given, settings, strategies as st
 from reference_ssd import causal_convolution, ssd, ssd_step
 
 from artifact import hardware
-from artifact.prefix_cache.serving.scan_choice import implementation
+from artifact.prefix_cache.serving.model_states import implementation
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 2e-2}
 """Of the largest value."""

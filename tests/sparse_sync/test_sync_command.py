@@ -1,8 +1,6 @@
 """`python -m artifact sparse sync` and `partition`: what they print, and how they refuse a file that is wrong."""
 
 import json
-import subprocess
-import sys
 from typing import get_args
 
 import numpy as np
@@ -294,10 +292,3 @@ def test_a_rank_that_fails_is_exit_status_1(run, monkeypatch):
     monkeypatch.setattr("artifact.sparse_sync.links.testbed.available", lambda: (True, ""))
     monkeypatch.setattr("artifact.sparse_sync.links.testbed.measure_links", fail)
     assert run("testbed", "--workers", 2) == (1, "", "error: zen: a rank's sum is wrong\n")
-
-
-def test_the_module_of_the_testbed_is_the_command():
-    command = [sys.executable, "-m", "artifact.sparse_sync.links.testbed", "--repeats", "0"]
-    done = subprocess.run(command, capture_output=True, text=True)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: --repeats must be at least 1, got 0\n"

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -23,8 +23,8 @@ from transformers.cache_utils import (
     LinearAttentionLayer,
 )
 
+from artifact import hardware
 from artifact.prefix_cache.serving.carried_scan import carried, has_selective_scan
-from artifact.prefix_cache.serving.scan_choice import implementation
 
 DIRECT, POSITION_IDS, CARRIED, TOKEN_BY_TOKEN = "direct", "position_ids", "carried state", "token by token"
 WAYS = {
@@ -37,6 +37,29 @@ _KINDS = (DummyLayer, DynamicLayer, LinearAttentionLayer, LinearAttentionAndFull
 _MAMBA_SSM = "selective_state_update"
 """How a function's name ends in the modules of `transformers` that scan with mamba-ssm if it is installed."""
 _PROBE_PREFIX, _PROBE_PIECES = 41, (7, 1, 4)
+
+
+class Implementation(NamedTuple):
+    """What computes the scan, and why."""
+
+    name: str
+    """`mamba-ssm` (its compiled kernels) or `torch`."""
+    reason: str
+
+
+def implementation(device: torch.device | str | None = None, dtype: torch.dtype = torch.float32) -> Implementation:
+    """What scans tensors of `dtype` on `device` (by default the device that `hardware` chooses)."""
+    machine = hardware.detect()
+    kind = torch.device(device or machine.device).type
+    if machine.device != "cuda":
+        return Implementation("torch", f"mamba-ssm's kernels need CUDA: {machine.reason}")
+    if not machine.mamba_kernels:
+        return Implementation("torch", "mamba-ssm's compiled kernels are not installed")
+    if kind != "cuda":
+        return Implementation("torch", f"mamba-ssm's kernels need CUDA: the tensors are on {kind}")
+    if dtype == torch.float64:
+        return Implementation("torch", "mamba-ssm's kernels compute in float32: the tensors are float64")
+    return Implementation("mamba-ssm", f"its compiled kernels are installed and {machine.reason}")
 
 
 @dataclass(frozen=True)

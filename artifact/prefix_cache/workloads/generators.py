@@ -107,21 +107,3 @@ def agent(
         return chat_trace(name, sessions, sessions_per_s=sessions_per_s, max_input_tokens=limit)
     options = {"max_input_tokens": limit, "collapse_after": collapse_after}
     return collapsed_trace(f"{name}-collapsed", sessions, sessions_per_s=sessions_per_s, **options)
-
-
-def scaling(num_requests: int, *, shared_tokens: int = 16, own_tokens: int = 16, seed: int = 0) -> RequestTrace:
-    """Many short requests over a growing number of shared prefixes, for measuring the cost of a request.
-
-    Request i takes the prefix of a random group of about sqrt(num_requests) and then new tokens, so that the
-    tree grows in proportion to the requests while each walks a path of constant length.
-    """
-    rng = np.random.default_rng(seed)
-    groups = max(1, int(num_requests**0.5))
-    prefixes = rng.integers(VOCABULARY, size=(groups, shared_tokens), dtype=np.int32)
-    width = shared_tokens + own_tokens
-    rows = np.empty((num_requests, width), np.int32)
-    rows[:, :shared_tokens] = prefixes[rng.integers(groups, size=num_requests)]
-    rows[:, shared_tokens:] = rng.integers(VOCABULARY, size=(num_requests, own_tokens), dtype=np.int32)
-    numbers, ones = np.arange(num_requests, dtype=np.int64), np.ones(num_requests, np.int64)
-    lengths, arrival_s = (ones * (width - 4), ones * 4), numbers.astype(np.float64)
-    return RequestTrace("synthetic-scaling", rows.ravel(), numbers * width, *lengths, numbers, 0 * ones, arrival_s)

@@ -242,10 +242,3 @@ def _command(line: str, *, check: bool = True) -> str:
     if check and done.returncode:
         raise OSError(f"`{line}` failed: {done.stderr.strip()}")
     return done.stdout
-
-
-if __name__ == "__main__":  # as `python -m artifact sparse testbed`
-    import runpy
-
-    sys.argv[1:1] = ["sparse", "testbed"]
-    runpy.run_module("artifact", run_name="__main__")
