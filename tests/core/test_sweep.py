@@ -8,6 +8,7 @@ import pytest
 from pandas.testing import assert_frame_equal
 
 from artifact import sweep
+from figures.marconi.sizes import state_sizes
 
 
 def squares(*, base, count):
@@ -27,6 +28,7 @@ def broken(*, base, count):
 
 squares, broken = by_value(squares), by_value(broken)
 PARAMETERS = sweep.grid(base=[3, 1, 2], count=[2, 1])
+SIZES = sweep.grid(length_step=[1024], block_sizes=[[16], [32]])
 
 
 @pytest.fixture(autouse=True)
@@ -124,5 +126,12 @@ def test_a_sweep_on_two_processes_of_a_ray_cluster_equals_a_serial_loop(monkeypa
         assert ray.cluster_resources()["CPU"] == 2
         with pytest.raises(sweep.SweepError, match=r"broken\(base=1, count=2\): ZeroDivisionError: no 1"):
             sweep.run(broken, PARAMETERS, jobs=2)
+        found = sweep.table(state_sizes, SIZES, jobs=2)  # an experiment is found by its name on the other processes
     finally:
         ray.shutdown()
+    assert_frame_equal(found, pd.concat([state_sizes(**size) for size in SIZES], ignore_index=True))
+
+
+def test_other_processes_find_an_experiment_of_the_evaluation():
+    expected = pd.concat([state_sizes(**size) for size in SIZES], ignore_index=True)
+    assert_frame_equal(sweep.table(state_sizes, SIZES, jobs=2), expected)
