@@ -102,8 +102,6 @@ def least_heaviest_eighth_pct(table: pd.DataFrame) -> float:
 
 
 FIGURES = {
-    "zen-fig2": Picture(
-        "31_characterisation", plot_overlap, interval="violins of all pairs of workers, with quartiles"
-    ),
+    "zen-fig2": Picture("31_characterisation", plot_overlap, interval="violins of all pairs, with quartiles"),
     "zen-fig3": Picture("31_characterisation", plot_skewness),
 }

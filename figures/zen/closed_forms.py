@@ -9,8 +9,6 @@ import numpy as np
 
 from artifact import sparse_sync
 
-# Properties of gradients
-
 
 def mean_density(tensors: Sequence[sparse_sync.SparseTensor]) -> float:
     """Listed units over all units, d: the mean of the workers."""
@@ -43,9 +41,6 @@ def skewness_ratio(tensor: sparse_sync.SparseTensor, num_parts: int) -> float:
     return float(part_shares(tensor, num_parts).max() * num_parts) if tensor.num_indices else 1.0
 
 
-# Costs of the design space
-
-
 def costs(n: int, d: float, gamma: float, gammas: Sequence[float] = ()) -> dict[str, float]:
     """Bytes of the busiest of n ranks over the dense tensor's, by scheme: fp32 values, 4-byte indices, even servers.
 
@@ -64,20 +59,17 @@ def costs(n: int, d: float, gamma: float, gammas: Sequence[float] = ()) -> dict[
     }
 
 
-def independent_densification(density: float, num_workers: int) -> float:
-    """gamma^k of supports that are drawn independently and evenly: (1 - (1 - d)^k) / d."""
-    return (1 - (1 - density) ** num_workers) / density
-
-
 def break_even_overlap(num_workers: int, density: float = 0.01) -> float:
     """Pairwise overlap above which equation 1 is cheaper than equation 2, for independent even supports inside a common
     pool: overlap p means a pool of N / p units. Section 3.1's theorem 1 without its assumption on overlap.
     """
     from scipy.optimize import brentq
 
+    stages = [1 << i for i in range(num_workers.bit_length() - 1)]
+
     def difference(pool_density: float) -> float:
-        gammas = [independent_densification(pool_density, 1 << i) for i in range(num_workers.bit_length() - 1)]
-        cost = costs(num_workers, density, independent_densification(pool_density, num_workers), gammas)
+        *gammas, gamma = ((1 - (1 - pool_density) ** k) / pool_density for k in (*stages, num_workers))
+        cost = costs(num_workers, density, gamma, gammas)
         return cost["SparCML"] - cost["Balanced Parallelism"]
 
     return float(brentq(difference, 1e-7, 1 - 1e-9))
@@ -88,9 +80,6 @@ def published_choice(statistics: sparse_sync.Statistics) -> str:
     gammas = [stage / statistics.rows.mean if statistics.rows.mean else 1.0 for stage in statistics.rows.stages]
     cost = costs(statistics.num_workers, statistics.density, statistics.densification, gammas)
     return "zen" if cost["Balanced Parallelism"] < cost["SparCML"] else "sparcml"
-
-
-# Expectations of hashing
 
 
 def imbalance_bound(num_indices: int, num_partitions: int) -> float:

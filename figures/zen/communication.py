@@ -44,7 +44,7 @@ def _traffic(name: str, workers: list[int], schemes: list[str], gbps: float, ste
 
 def plot_speedup(table: pd.DataFrame) -> Figure:
     """Bytes of AllReduce's busiest link over each scheme's, most workers (Zen, figure 15)."""
-    most = _most_workers(table)
+    most = table[(table["workers"] == table["workers"].max()) & (table["scheme"] != "ring")]
     bars: Options = {"kind": "bar", "x": "workload", "y": "speedup_over_ring", "hue": "system", "saturation": 1}
     grid = facets(sns.catplot, most, height_in=2.8, **bars)
     grid.ax.axhline(1, color=style.GREY, linestyle="--", linewidth=1)
@@ -66,7 +66,7 @@ def plot_scaling(table: pd.DataFrame) -> Figure:
 def plot_baselines(table: pd.DataFrame) -> Figure:
     """Bytes of AllReduce's busiest link over each scheme's: one index per element, as the paper charges its baselines,
     and one per row, as PyTorch sends embeddings."""
-    most = _most_workers(table)
+    most = table[(table["workers"] == table["workers"].max()) & (table["scheme"] != "ring")]
     most = most.assign(rows=most["scheme"].str.endswith("-row"), family=most["system"].str.removesuffix(" (rows)"))
     families, names = most["family"].unique(), most["workload"].unique()
     pivoted = most.pivot(index=["rows", "family"], columns="workload", values="speedup_over_ring")[[*names]]
@@ -78,10 +78,6 @@ def plot_baselines(table: pd.DataFrame) -> Figure:
         ax.set_xlabel("")
         slanted(ax, names)
     return figure
-
-
-def _most_workers(table: pd.DataFrame) -> pd.DataFrame:
-    return table[(table["workers"] == table["workers"].max()) & (table["scheme"] != "ring")]
 
 
 FIGURES = {

@@ -52,8 +52,7 @@ def selector_map(
 ) -> pd.DataFrame:
     """Every candidate counted over a grid of supports, against what the selector and the published rule choose.
 
-    One row per (workers, overlap, density), overlap >= density: cheapest, chosen, published, and how much more than the
-    cheapest they cost.
+    One row per (workers, overlap, density), overlap >= density: names, and costs over the cheapest's.
     """
     shared = {"size": size, "seed": seed, "candidates": candidates}
     grid = sweep.grid(workers=workers, overlap=overlaps, density=densities)

@@ -104,10 +104,7 @@ def _train(
 def _training(
     job: Task, register: Callable[..., Any], steps: int, system: str, seed: int, rank: int
 ) -> Iterator[dict[str, Any]]:
-    """One rank's training by one system: yields when it is set up, after each step, and what it measured at the end.
-
-    Time runs from the end of the first step, which connects and chooses.
-    """
+    """One rank's training by one system: yields when it is set up, after each step, and what it measured at the end."""
     import torch
     from torch.nn.parallel import DistributedDataParallel
 
@@ -129,7 +126,7 @@ def _training(
         loss = job.loss(wrapped, batch)
         loss.backward()
         optimizer.step()
-        seconds.append(time.perf_counter() - start if step else 0.0)
+        seconds.append(time.perf_counter() - start if step else 0.0)  # the first step connects and chooses
         losses.append(float(loss.detach()))
         spent.append(np.array([state.own_seconds, state.exchange_seconds] if state else [NAN, NAN]))
         yield {}

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from itertools import product
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
@@ -16,9 +15,6 @@ from figures import style
 from figures.reducers import STAND_IN
 from figures.style import Picture, facets
 from figures.zen.panels import Options, lines, numbered_log
-
-if TYPE_CHECKING:
-    from artifact.sparse_sync import SparseTensor
 
 FULL_SIZE = {"LSTM": ("lstm:28", 406e6, 20e6, 3.1), "DeepFM": ("deepfm", 214e6, 68e6, np.nan)}
 """By model: the workload that stands in, parameters of the embedding and of the rest (Zen, table 1), and Zen's gain
@@ -54,10 +50,7 @@ def throughput(
 
 
 def _step_time(names: list[str], repeats: int, seed: int) -> pd.DataFrame:
-    """Seconds of forward and backward of one worker's batch on this machine, and the parameters that it trains.
-
-    One row a workload: the median over `repeats`.
-    """
+    """Median seconds of one worker's forward and backward on this machine, and its parameters. One row a workload."""
     from artifact.sparse_sync import workloads
 
     rows = []
@@ -79,8 +72,7 @@ def full_size(*, schemes: list[str], steps: int, bandwidths_gbps: list[float], s
     """The paper's models at their size, 16 machines: traffic from ratios counted here, compute from one of its numbers.
 
     The embedding's cost over the dense ring's is that of the workload that stands in, the rest of the model goes by the
-    ring. Compute is what makes Zen's published gain over AllReduce at 25 Gb/s come out; every other gain then follows.
-    It is NaN where the paper gives none.
+    ring. Compute is what makes Zen's published gain over AllReduce at 25 Gb/s come out, NaN where the paper gives none.
     One row per (model, system, bandwidth_gbps). schemes must have ring and zen
     """
     n, tables = 16, []
@@ -139,7 +131,7 @@ def _trained(name: str, system: str, num_workers: int, steps: int, strawman_slot
     for step in range(steps):
         losses = [job.loss(model, job.batch(worker, step)) for worker in range(num_workers)]
         found = [torch.autograd.grad(loss, [table, *others], materialize_grads=True) for loss in losses]
-        total = _synchronised(system, [sparse_sync.as_sparse(first) for first, *_ in found], strawman_slots, seed)
+        total = _sum(system, [sparse_sync.as_sparse(first) for first, *_ in found], strawman_slots, seed)
         with torch.no_grad():
             flat = table.data.view(total.num_units, total.width)
             flat[total.index_N] -= job.learning_rate / num_workers * total.value_ND
@@ -151,7 +143,7 @@ def _trained(name: str, system: str, num_workers: int, steps: int, strawman_slot
     return pd.DataFrame({**shared, "step": range(steps), "loss": curve})
 
 
-def _synchronised(system: str, tensors: list[SparseTensor], strawman_slots: float, seed: int) -> SparseTensor:
+def _sum(system: str, tensors: list[sparse_sync.SparseTensor], slots: float, seed: int) -> sparse_sync.SparseTensor:
     import torch
 
     from artifact.sparse_sync.tensors.hashing import strawman
@@ -159,7 +151,7 @@ def _synchronised(system: str, tensors: list[SparseTensor], strawman_slots: floa
     if system == "strawman":
         tensors, system = [tensor.elements() for tensor in tensors], "zen"
         for worker, tensor in enumerate(tensors):
-            order = strawman(tensor.index_N.numpy(), len(tensors), seed, slots_per_index=strawman_slots).order_N
+            order = strawman(tensor.index_N.numpy(), len(tensors), seed, slots_per_index=slots).order_N
             kept = torch.from_numpy(np.sort(order))
             tensors[worker] = sparse_sync.SparseTensor(tensor.index_N[kept], tensor.value_ND[kept], tensor.num_units)
     return sparse_sync.run_counted(sparse_sync.SCHEMES[system], tensors, seed)[0][0]()
@@ -199,9 +191,9 @@ def plot_full_size(table: pd.DataFrame) -> Figure:
 def plot_accuracy(table: pd.DataFrame) -> Figure:
     """Training loss by step (Zen, figure 18). Lines that coincide are drawn one inside the other."""
     keys, names = ["workload", "step"], ["Training loss (nats)", "Loss - AllReduce's (nats)"]
-    ring = table[table["system"] == "AllReduce"][[*keys, "loss"]]
-    rows = table.merge(ring, on=keys, suffixes=("", "_of_ring")).rename(columns={"loss": names[0]})
-    rows[names[1]] = rows[names[0]] - rows["loss_of_ring"]
+    ring = table[table["system"] == "AllReduce"].set_index(keys)["loss"]
+    rows = table.rename(columns={"loss": names[0]}).join(ring, on=keys)
+    rows[names[1]] = rows[names[0]] - rows["loss"]
     rows = rows.melt([*keys, "system"], names, var_name="quantity")
     systems = table["system"].unique()
     widths = dict(zip(systems, np.linspace(5, 0.8, len(systems)), strict=True))  # all seen where they coincide
@@ -209,9 +201,8 @@ def plot_accuracy(table: pd.DataFrame) -> Figure:
     panels: Options = {"facet_kws": {"sharey": False, "margin_titles": True}}
     grid = facets(sns.relplot, rows, size="system", sizes=widths, height_in=3.8, **curves, **panels)
     grid.set_titles(col_template="{col_name}", row_template="").set_axis_labels("Step", "")
-    for (quantity, _), ax in grid.axes_dict.items():
-        if ax.get_subplotspec().is_first_col():
-            ax.set_ylabel(quantity)
+    for ax, quantity in zip(grid.axes[:, 0], names, strict=True):
+        ax.set_ylabel(quantity)
     return grid.figure
 
 

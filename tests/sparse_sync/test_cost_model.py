@@ -93,7 +93,6 @@ def test_formulas_give_what_is_worked_by_hand():
         "Balanced Parallelism": pytest.approx(0.75 * 4 * 0.2),
         "Zen": pytest.approx(0.75 * (0.2 + 0.3 + 1 / 32)),
     }
-    assert closed_forms.independent_densification(0.5, 2) == pytest.approx(1.5)
 
 
 def test_all_gather_passes_the_ring_at_the_published_number_of_workers():
