@@ -27,6 +27,7 @@ class Bound(Strict):
     at_least: float | None = None
     at_most: float | None = None
     above: float | None = None
+    below: float | None = None
     but: Scalar | None = None
 
     @model_validator(mode="after")
@@ -37,15 +38,10 @@ class Bound(Strict):
 
     def keeps(self, column: pd.Series) -> pd.Series:
         """Which values of the column are within."""
+        tests = {"at_least": column.ge, "at_most": column.le, "above": column.gt, "below": column.lt, "but": column.ne}
         kept = pd.Series(True, index=column.index)
-        if self.at_least is not None:
-            kept &= column >= self.at_least
-        if self.at_most is not None:
-            kept &= column <= self.at_most
-        if self.above is not None:
-            kept &= column > self.above
-        if self.but is not None:
-            kept &= column != self.but
+        for name in self.model_fields_set:
+            kept &= tests[name](getattr(self, name))
         return kept
 
 
@@ -56,27 +52,33 @@ class Value(Strict):
     """`(how(of) / how(over) - less) * times` over the rows `where`.
 
     how:   reduces the values to one; `only` asks for one distinct value, `share` is the fraction that is true,
-           `p95` the 95th percentile
+           `p95` the 95th percentile, `furthest` the largest distance from `less`
     of:    the column
-    where: column = value, [values], or { at_least, at_most, above, but }
+    where: column = value, [values], or { at_least, at_most, above, below, but }
     over:  a column: divides value by value, before `how`. Or column = value: divides by the same reduction of the
            rows where these columns have these values instead (Lazarus's rows over DS's)
+    minus: as `over` with column = value and `by`, but subtracts
     by:    columns: `over` divides within each group of rows (its means), and `how` reduces the ratios
+    within: true for a value within these bounds, false for any other: what `how` reduces, to a `sum` or a `share`
     less, times: of the result, so that a gain in % is `less = 1, times = 100`
     """
 
-    how: Literal["mean", "median", "min", "max", "sum", "count", "only", "share", "p95"]
+    how: Literal["mean", "median", "min", "max", "sum", "count", "only", "share", "p95", "furthest"]
     of: str
     where: Where = Field(default_factory=dict)
     over: str | Where | None = None
+    minus: Where | None = None
     by: tuple[str, ...] = ()
+    within: Bound | None = None
     less: float = 0
     times: float = 1
 
     @model_validator(mode="after")
     def _consistent(self) -> Value:
-        if self.by and not isinstance(self.over, dict):
-            raise ValueError("by needs over to name the other rows")
+        if self.by and not isinstance(self.over, dict) and self.minus is None:
+            raise ValueError("by needs over or minus to name the other rows")
+        if self.minus is not None and (self.over is not None or not self.by):
+            raise ValueError("minus needs by, and excludes over")
         return self
 
     def __call__(self, table: pd.DataFrame) -> float:
@@ -85,26 +87,31 @@ class Value(Strict):
         Raises: KeyError on a column that the table does not have; ValueError if `only` finds several values
         """
         rows = selected(table, self.where)
-        if self.over is None:
+        base = self.over if self.minus is None else self.minus
+        if base is None:
             value = self._reduced(rows[self.of])
-        elif isinstance(self.over, str):
-            value = self._reduced(rows[self.of] / rows[self.over])
+        elif isinstance(base, str):
+            value = self._reduced(rows[self.of] / rows[base])
         else:
-            others = selected(table, {**self.where, **self.over})
+            others = selected(table, {**self.where, **base})
             if self.by:
                 keys = list(self.by)
                 mean, other = (each.groupby(keys)[self.of].mean() for each in (rows, others))
-                value = self._reduced((mean / other).dropna())
+                value = self._reduced((mean / other if self.minus is None else mean - other).dropna())
             else:
                 below = self._reduced(others[self.of])
                 value = self._reduced(rows[self.of]) / below if below else NAN
-        return (value - self.less) * self.times
+        return (value if self.how == "furthest" else value - self.less) * self.times
 
     def _reduced(self, values: pd.Series) -> float:
         if self.how == "count":
             return float(len(values))
         if values.empty:
             return NAN
+        if self.within is not None:
+            values = self.within.keeps(values)
+        if self.how == "furthest":
+            return float((values - self.less).abs().max())
         if self.how == "only":
             if values.nunique() != 1:
                 raise ValueError(f"{self.of} must have one value in these rows, got {values.nunique()}")

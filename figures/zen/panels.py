@@ -1,16 +1,17 @@
-"""What Zen's figures share: lines by system, axes in powers of two, and one colour per workload."""
+"""What Zen's figures share: lines by system, heat maps side by side, axes in powers of two, colours of workloads."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, LogLocator, NullFormatter
 
-from figures.style import BLACK, CYCLE, GREY, facets
+from figures.style import BLACK, CYCLE, GREY, facets, subplots
 
 Options = dict[str, Any]
 
@@ -23,6 +24,17 @@ def lines(table: pd.DataFrame, x: str, y: str, *, hue: str = "system", **options
     for ax in grid.axes.flat:
         powers_of_two(ax, table[x])
     return grid
+
+
+def heatmaps(panels: Mapping[str, pd.DataFrame], title: str, *, height_in: float, **options: Any) -> Figure:
+    """A heat map of each table, numbered and on one scale, side by side under their names."""
+    figure, axes = subplots(1, len(panels), height_in=height_in, sharey=True)
+    for ax, (name, table) in zip(axes, panels.items(), strict=True):
+        sns.heatmap(table, annot=True, cmap="Blues", cbar=False, ax=ax, **options)
+        ax.set(title=name, ylabel="")
+        ax.grid(False)
+    figure.suptitle(title, fontsize=8)
+    return figure
 
 
 def powers_of_two(ax: Axes, values: Iterable[int]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -49,41 +50,29 @@ def throughput(
 
 
 def _step_time(names: list[str], repeats: int, seed: int) -> pd.DataFrame:
-    """Seconds of forward and backward of one worker's batch on this machine, and the parameters that it trains.
-
-    One row a workload: the median over `repeats`.
-    """
+    """Median seconds of one worker's forward and backward on this machine, and its parameters. One row a workload."""
     from artifact.sparse_sync import workloads
 
     rows = []
     for workload in names:
         name, _, batch = workload.partition(":")
         job = workloads.task(name, seed, limit_batch=int(batch) if batch else None)
-        model = job.model()
-        seconds = []
+        model, seconds = job.model(), []
         for step in range(repeats + 1):
             start = time.perf_counter()
             job.loss(model, job.batch(0, step)).backward()
             seconds.append(time.perf_counter() - start)
             model.zero_grad()
-        rows.append(
-            {
-                "workload": job.workload + (f":{batch}" if batch else ""),
-                "compute_s": float(np.median(seconds[1:])),
-                "batch": job.batch_size,
-                "dense_elements": sum(weights.numel() for weights in model.parameters())
-                - model.embedding.weight.numel(),
-            }
-        )
-    return pd.DataFrame(rows)
+        others = sum(weights.numel() for weights in model.parameters()) - model.embedding.weight.numel()
+        rows.append((workload.replace(name, job.workload), float(np.median(seconds[1:])), job.batch_size, others))
+    return pd.DataFrame(rows, columns=["workload", "compute_s", "batch", "dense_elements"])
 
 
 def full_size(*, schemes: list[str], steps: int, bandwidths_gbps: list[float], seed: int = 0) -> pd.DataFrame:
     """The paper's models at their size, 16 machines: traffic from ratios counted here, compute from one of its numbers.
 
     The embedding's cost over the dense ring's is that of the workload that stands in, the rest of the model goes by the
-    ring. Compute is what makes Zen's published gain over AllReduce at 25 Gb/s come out; every other gain then follows.
-    It is NaN where the paper gives none.
+    ring. Compute is what makes Zen's published gain over AllReduce at 25 Gb/s come out, NaN where the paper gives none.
     One row per (model, system, bandwidth_gbps). schemes must have ring and zen
     """
     n, tables = 16, []
@@ -94,10 +83,10 @@ def full_size(*, schemes: list[str], steps: int, bandwidths_gbps: list[float], s
         bits = 2 * (n - 1) / n * 32 * (embedding * over_ring + others)
         compute = (bits["ring"] - gain * bits["zen"]) / (gain - 1) / 25e9
         for bandwidth in bandwidths_gbps:
-            rows = {"model": model, "scheme": bits.index, "system": costs["system"], "bandwidth_gbps": bandwidth}
             spent = bits / (bandwidth * 1e9)
             times = {"communication_s": spent, "compute_s": compute, "step_s": compute + spent}
-            tables.append(pd.DataFrame({**rows, **times}).reset_index(drop=True))
+            table = pd.DataFrame({"system": costs["system"], **times}).reset_index()
+            tables.append(table.assign(model=model, bandwidth_gbps=bandwidth))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -107,15 +96,12 @@ def _busiest_bytes(names: list[str], workers: list[int], schemes: list[str], ste
     return sweep.table(_busiest, [{"name": name, **shared} for name in names], description="workloads")
 
 
-def _busiest(*, name: str, workers: list[int], schemes: list[str], steps: int, seed: int) -> pd.DataFrame:
+def _busiest(name: str, workers: list[int], schemes: list[str], steps: int, seed: int) -> pd.DataFrame:
     label, tensors = sparse_sync.workload_tensors(name, max(workers), steps, seed)
-    table = pd.DataFrame(sweep.grid(workload=[label], workers=workers, scheme=schemes))
-    table["system"] = [sparse_sync.SCHEMES[scheme].label for scheme in table["scheme"]]
-    table["busiest_bytes"] = [
-        sparse_sync.traffic_of(scheme, tensors[:n], seed).busiest_bytes
-        for n, scheme in zip(table["workers"], table["scheme"], strict=True)
-    ]
-    return table
+    table = pd.DataFrame(product([label], workers, schemes), columns=["workload", "workers", "scheme"])
+    counted = [sparse_sync.traffic_of(scheme, tensors[:n], seed) for n, scheme in product(workers, schemes)]
+    systems = [sparse_sync.SCHEMES[scheme].label for scheme in table["scheme"]]
+    return table.assign(system=systems, busiest_bytes=[traffic.busiest_bytes for traffic in counted])
 
 
 def accuracy(
@@ -132,7 +118,7 @@ def accuracy(
     return sweep.table(_trained, [{**case, **shared} for case in grid], description="training")
 
 
-def _trained(*, name: str, system: str, num_workers: int, steps: int, strawman_slots: float, seed: int) -> pd.DataFrame:
+def _trained(name: str, system: str, num_workers: int, steps: int, strawman_slots: float, seed: int) -> pd.DataFrame:
     import torch
 
     from artifact.sparse_sync import workloads
@@ -141,41 +127,39 @@ def _trained(*, name: str, system: str, num_workers: int, steps: int, strawman_s
     model = job.model()
     table = model.embedding.weight
     others = [parameter for parameter in model.parameters() if parameter is not table]
-    label = STRAWMAN if system == "strawman" else sparse_sync.SCHEMES[system].label
-    rows = []
+    curve = []
     for step in range(steps):
         losses = [job.loss(model, job.batch(worker, step)) for worker in range(num_workers)]
         found = [torch.autograd.grad(loss, [table, *others], materialize_grads=True) for loss in losses]
-        total = _synchronised(system, [sparse_sync.as_sparse(first) for first, *_ in found], strawman_slots, seed)
+        total = _sum(system, [sparse_sync.as_sparse(first) for first, *_ in found], strawman_slots, seed)
         with torch.no_grad():
             flat = table.data.view(total.num_units, total.width)
             flat[total.index_N] -= job.learning_rate / num_workers * total.value_ND
             for parameter, first, *rest in zip(others, *(gradients[1:] for gradients in found), strict=True):
                 parameter -= job.learning_rate / num_workers * sum(rest, first)
-        mean = float(torch.stack([loss.detach() for loss in losses]).mean())
-        rows.append({"workload": job.workload, "system": label, "workers": num_workers, "step": step, "loss": mean})
-    return pd.DataFrame(rows)
+        curve.append(float(torch.stack([loss.detach() for loss in losses]).mean()))
+    label = STRAWMAN if system == "strawman" else sparse_sync.SCHEMES[system].label
+    shared = {"workload": job.workload, "system": label, "workers": num_workers}
+    return pd.DataFrame({**shared, "step": range(steps), "loss": curve})
 
 
-def _synchronised(
-    system: str, tensors: list[sparse_sync.SparseTensor], strawman_slots: float, seed: int
-) -> sparse_sync.SparseTensor:
+def _sum(system: str, tensors: list[sparse_sync.SparseTensor], slots: float, seed: int) -> sparse_sync.SparseTensor:
     import torch
 
     from artifact.sparse_sync.tensors.hashing import strawman
 
-    if system != "strawman":
-        return sparse_sync.run_counted(sparse_sync.SCHEMES[system], tensors, seed)[0][0]()
-    kept = []
-    for tensor in map(sparse_sync.SparseTensor.elements, tensors):
-        order = strawman(tensor.index_N.numpy(), len(tensors), seed, slots_per_index=strawman_slots).order_N
-        chosen = torch.from_numpy(np.sort(order))
-        kept.append(sparse_sync.SparseTensor(tensor.index_N[chosen], tensor.value_ND[chosen], tensor.num_units))
-    return sparse_sync.run_counted(sparse_sync.SCHEMES["zen"], kept, seed)[0][0]()
+    if system == "strawman":
+        tensors, system = [tensor.elements() for tensor in tensors], "zen"
+        for worker, tensor in enumerate(tensors):
+            order = strawman(tensor.index_N.numpy(), len(tensors), seed, slots_per_index=slots).order_N
+            kept = torch.from_numpy(np.sort(order))
+            tensors[worker] = sparse_sync.SparseTensor(tensor.index_N[kept], tensor.value_ND[kept], tensor.num_units)
+    return sparse_sync.run_counted(sparse_sync.SCHEMES[system], tensors, seed)[0][0]()
 
 
 def plot_throughput(table: pd.DataFrame) -> Figure:
-    """Samples a second against workers, a panel per workload and bandwidth (Zen, figures 11 to 14)."""
+    """Compute measured here, bytes counted here, over links of the given rate (in the manner of Zen's figures 11 to
+    14). Dashed: one index per row."""
     speeds = sorted(table["bandwidth_gbps"].unique())
     panels: Options = {"row": "bandwidth_gbps", "row_order": speeds, "col": "workload", "facet_kws": {"sharey": False}}
     grid = lines(table, "workers", "samples_per_s", height_in=1.6 * len(speeds) + 0.4, **panels)
@@ -189,7 +173,8 @@ def plot_throughput(table: pd.DataFrame) -> Figure:
 
 
 def plot_full_size(table: pd.DataFrame) -> Figure:
-    """Time of a step of the paper's models on 16 machines: computing and communicating."""
+    """A training step on 16 machines at the paper's size; the compute time is what Zen's published gain over AllReduce
+    at 25 Gb/s implies (figures 11a and 12a)."""
     rows = table.dropna(subset=["compute_s"])
     speeds = sorted(rows["bandwidth_gbps"].unique())
     figure, axes = style.subplots(1, len(speeds), height_in=2.4, squeeze=False, sharey=True)
@@ -204,11 +189,11 @@ def plot_full_size(table: pd.DataFrame) -> Figure:
 
 
 def plot_accuracy(table: pd.DataFrame) -> Figure:
-    """Training loss by step and system, and how far it is from AllReduce's (Zen, figure 18)."""
+    """Training loss by step (Zen, figure 18). Lines that coincide are drawn one inside the other."""
     keys, names = ["workload", "step"], ["Training loss (nats)", "Loss - AllReduce's (nats)"]
-    ring = table[table["system"] == "AllReduce"][[*keys, "loss"]]
-    rows = table.merge(ring, on=keys, suffixes=("", "_of_ring")).rename(columns={"loss": names[0]})
-    rows[names[1]] = rows[names[0]] - rows["loss_of_ring"]
+    ring = table[table["system"] == "AllReduce"].set_index(keys)["loss"]
+    rows = table.rename(columns={"loss": names[0]}).join(ring, on=keys)
+    rows[names[1]] = rows[names[0]] - rows["loss"]
     rows = rows.melt([*keys, "system"], names, var_name="quantity")
     systems = table["system"].unique()
     widths = dict(zip(systems, np.linspace(5, 0.8, len(systems)), strict=True))  # all seen where they coincide
@@ -216,16 +201,9 @@ def plot_accuracy(table: pd.DataFrame) -> Figure:
     panels: Options = {"facet_kws": {"sharey": False, "margin_titles": True}}
     grid = facets(sns.relplot, rows, size="system", sizes=widths, height_in=3.8, **curves, **panels)
     grid.set_titles(col_template="{col_name}", row_template="").set_axis_labels("Step", "")
-    for (quantity, _), ax in grid.axes_dict.items():
-        if ax.get_subplotspec().is_first_col():
-            ax.set_ylabel(quantity)
+    for ax, quantity in zip(grid.axes[:, 0], names, strict=True):
+        ax.set_ylabel(quantity)
     return grid.figure
-
-
-def loss_difference(table: pd.DataFrame) -> float:
-    """Largest difference of the loss between Zen and AllReduce, over all steps and workloads."""
-    curves = table.pivot(index=["workload", "step"], columns="system", values="loss")
-    return float((curves["Zen"] - curves["AllReduce"]).abs().max())
 
 
 def strawman_loss_difference(table: pd.DataFrame) -> float:
@@ -237,21 +215,7 @@ def strawman_loss_difference(table: pd.DataFrame) -> float:
 
 
 FIGURES = {
-    "zen-fig11-14": Picture(
-        "36_throughput",
-        plot_throughput,
-        "Compute measured here, bytes counted here, over links of the given rate (in the manner of Zen's figures 11 to "
-        "14). Dashed: one index per row.",
-    ),
-    "zen-fig11-full-size": Picture(
-        "36_full_size",
-        plot_full_size,
-        "A training step on 16 machines at the paper's size; the compute time is what Zen's published gain over "
-        "AllReduce at 25 Gb/s implies (figures 11a and 12a).",
-    ),
-    "zen-fig18": Picture(
-        "37_accuracy",
-        plot_accuracy,
-        "Training loss by step (Zen, figure 18). Lines that coincide are drawn one inside the other.",
-    ),
+    "zen-fig11-14": Picture("36_throughput", plot_throughput),
+    "zen-fig11-full-size": Picture("36_full_size", plot_full_size),
+    "zen-fig18": Picture("37_accuracy", plot_accuracy),
 }

@@ -256,6 +256,11 @@ ROWS = pd.DataFrame(
         ({"how": "min", "of": "hits", "where": {"system": "ours"}, "over": {"system": "theirs"}, "by": ["trace"]}, 2.0),
         ({"how": "max", "of": "hits", "where": {"system": "ours"}, "over": {"system": "none"}}, math.nan),
         ({"how": "max", "of": "hits", "less": 1, "times": 100}, 2900),
+        ({"how": "furthest", "of": "hits", "less": 10, "times": 100}, 2000),
+        ({"how": "sum", "of": "hits", "within": {"below": 10}}, 2),
+        ({"how": "share", "of": "hits", "over": "requests", "within": {"at_most": 0.4}}, 0.4),
+        ({"how": "sum", "of": "hits", "within": {"below": 10}, "where": {"trace": "c"}}, math.nan),
+        ({"how": "min", "of": "hits", "minus": {"system": "theirs"}, "where": {"system": "ours"}, "by": ["trace"]}, 4),
     ],
 )
 def test_a_value_is_reduced_from_the_rows_it_names(value, expected):

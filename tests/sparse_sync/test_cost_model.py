@@ -73,7 +73,7 @@ def test_statistics_are_those_worked_by_hand():
 
 
 def test_the_dense_ring_takes_the_published_time():
-    seconds = closed_forms.dense_ring(856e6, 16) * 8 / 25e9
+    seconds = closed_forms.costs(16, 1, 1)["AllReduce"] * 856e6 * 8 / 25e9
     assert 1000 * seconds == pytest.approx(513.6)
     assert 1000 * (seconds - seconds / 2.10) == pytest.approx(269, abs=0.5)
 
@@ -84,19 +84,21 @@ def test_balanced_parallelism_breaks_even_at_the_overlap_worked_out_before(n, ov
 
 
 def test_formulas_give_what_is_worked_by_hand():
-    # M = 1000 bytes, d = 0.1, 4 workers, gamma = 3 (gamma^2 = 1.8)
-    assert closed_forms.balanced_parallelism(1000, 0.1, 3, 4) == pytest.approx(0.75 * 4 * 200)
-    assert closed_forms.hierarchical_centralization(1000, 0.1, [1, 1.8]) == pytest.approx(2.8 * 200)
-    assert closed_forms.all_gather(1000, 0.1, 4) == pytest.approx(600)
-    assert closed_forms.omnireduce(1000, 0.2, 2, 4) == pytest.approx(0.75 * 0.6 * 1000 * 257 / 256)
-    assert closed_forms.zen(1000, 0.1, 3, 4) == pytest.approx(0.75 * (0.2 + 0.3 + 1 / 32) * 1000)
-    assert closed_forms.independent_densification(0.5, 2) == pytest.approx(1.5)
+    # 4 workers, d = 0.1, gamma = 3 (gamma^2 = 1.8), over the bytes of the dense tensor
+    assert closed_forms.costs(4, 0.1, 3, [1, 1.8]) == {
+        "AllReduce": pytest.approx(1.5),
+        "AGsparse": pytest.approx(0.6),
+        "SparCML": pytest.approx(2.8 * 0.2),
+        "OmniReduce": pytest.approx(0.75 * 0.4 * 257 / 256),
+        "Balanced Parallelism": pytest.approx(0.75 * 4 * 0.2),
+        "Zen": pytest.approx(0.75 * (0.2 + 0.3 + 1 / 32)),
+    }
 
 
 def test_all_gather_passes_the_ring_at_the_published_number_of_workers():
     # NMT, density 2.47 %: more than 40 GPUs
-    cheaper = [n for n in range(2, 100) if closed_forms.all_gather(1, 0.0247, n) < closed_forms.dense_ring(1, n)]
-    assert max(cheaper) == 40
+    costs = {n: closed_forms.costs(n, 0.0247, 1) for n in range(2, 100)}
+    assert max(n for n, cost in costs.items() if cost["AGsparse"] < cost["AllReduce"]) == 40
 
 
 # The choice

@@ -8,7 +8,12 @@ import pytest
 import torch
 
 from artifact.sparse_sync.links import testbed
+from figures import claims
 from figures.zen import characterisation, communication, design_space, hashing, links, training
+
+
+def value(claim, table):
+    return claims.get(claim).metric()(table)
 
 
 @pytest.fixture(autouse=True)
@@ -39,10 +44,10 @@ def test_densification_leaves_its_bounds_where_a_curve_falls_or_exceeds_the_work
 def test_every_scheme_is_exact_and_the_ring_costs_what_is_predicted():
     schemes = ["ring", "sparcml", "zen", "zen-row"]
     table = communication.scheme_traffic(names=["zipf"], workers=[2, 3], schemes=schemes, bandwidth_gbps=1, steps=0)
-    assert communication.exact_pct(table) == 100
+    assert value("zen-exact", table) == 100
     ring = table[table["scheme"] == "ring"]
     assert (ring["speedup_over_ring"] == 1).all() and (ring["busiest_bytes"] == ring["predicted_bytes"]).all()
-    assert communication.largest_prediction_error_pct(table.assign(predicted_bytes=2 * table["busiest_bytes"])) == 100
+    assert value("zen-closed-forms", table.assign(predicted_bytes=2 * table["busiest_bytes"])) == 100
 
 
 def test_the_selector_map_leaves_out_overlaps_below_the_density():
@@ -51,8 +56,8 @@ def test_the_selector_map_leaves_out_overlaps_below_the_density():
         workers=[2, 4], overlaps=[0.01, 0.5], densities=[0.05], size=4000, candidates=candidates
     )
     assert list(table["overlap"]) == [0.5, 0.5] and (table["chosen_over_cheapest"] >= 1).all()
-    right = table.assign(chosen=[table["cheapest"][0], "another"], published="zen", zen_over_sparcml=[0.5, 2])
-    assert design_space.selector_right_pct(right) == design_space.published_rule_right_pct(right) == 50
+    right = table.assign(chosen_over_cheapest=[1, 1.5], published="zen", zen_over_sparcml=[0.5, 2])
+    assert value("zen-selector", right) == value("zen-published-rule", right) == 50
 
 
 def test_modulo_is_as_uneven_as_there_are_partitions_on_their_stride_and_contiguous_parts_are_even():
@@ -62,7 +67,7 @@ def test_modulo_is_as_uneven_as_there_are_partitions_on_their_stride_and_contigu
     )
     strided = table[table["stride"] == 8].set_index("method")["imbalance"]
     assert strided["modulo"] == 8 and strided["contiguous"] == 1 and 1 < strided["counting"] < 2
-    assert hashing.within_bound_pct(table.assign(bound=[1.0, 9, 9, 9, 9, 9])) == 50
+    assert value("zen-theorem2", table.assign(bound=[1.0, 9, 9, 9, 9, 9])) == 50
 
 
 def test_hierarchical_hashing_loses_nothing_and_the_strawman_what_is_expected():
@@ -106,7 +111,7 @@ def test_the_papers_models_compute_for_as_long_as_makes_its_gain_come_out(monkey
 def test_zen_trains_as_the_ring_does_and_a_strawman_without_memory_does_not():
     systems = ["ring", "zen", "strawman"]
     table = training.accuracy(names=["deepfm"], num_workers=2, steps=3, systems=systems, strawman_slots=0.01)
-    assert training.loss_difference(table) < 1e-5 < 1e-3 < training.strawman_loss_difference(table)
+    assert value("zen-fig18", table) < 1e-5 < 1e-3 < value("zen-fig18-strawman", table)
 
 
 def test_without_root_the_state_says_so_the_bytes_are_counted_and_the_figures_are_drawn(monkeypatch):
@@ -115,7 +120,7 @@ def test_without_root_the_state_says_so_the_bytes_are_counted_and_the_figures_ar
     table = links.synchronisation_times(cases=[case], systems=["torch-allreduce", "zen"], repeats=1, steps=0)
     assert set(table["state"]) == {"needs root: not root"} and set(table["rate_mbps"]) == {100}
     assert table["seconds"].isna().all() and table.set_index("system")["counted_bytes"]["zen"] > 0
-    assert math.isnan(links.largest_wire_excess_pct(table))
+    assert math.isnan(value("zen-links-bytes", table))
     trained = links.training_times(cases=[["deepfm", 2, "1gbit"]], steps=2, systems=["stock", "zen-row"])
     assert set(trained["state"]) == {"needs root: not root"} and list(trained["system"]) == ["Stock DDP", "Zen (rows)"]
     drawn = [links.plot_links(table), links.plot_links_training(trained)]
@@ -129,5 +134,5 @@ def test_the_hooks_overhead_is_its_share_of_what_it_saves_and_all_where_it_saves
     rows = [("Stock DDP", 3.0, math.nan), ("Stock DDP, dense", 10.0, math.nan), ("Zen (rows)", 4.0, 0.5)]
     table = pd.DataFrame(rows, columns=["system", "elapsed_s", "own_s"])
     table = table.assign(workload="lstm", workers=4, rate_mbps=200.0)
-    assert links.hook_overhead_pct(table) == pytest.approx(100 * 0.5 / 6.5)
-    assert links.hook_overhead_sparse_pct(table) == 100
+    assert value("zen-hook-overhead", table) == pytest.approx(100 * 0.5 / 6.5)
+    assert value("zen-hook-overhead-sparse", table) == 100
