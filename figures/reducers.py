@@ -57,12 +57,14 @@ class Value(Strict):
 
     how:   reduces the values to one; `only` asks for one distinct value, `share` is the fraction that is true,
            `p95` the 95th percentile
-    of:    the column
+    of:    the column, or an expression of columns ("abs(simulated / measured - 1)")
     where: column = value, [values], or { at_least, at_most, above, but }
     over:  a column: divides value by value, before `how`. Or column = value: divides by the same reduction of the
            rows where these columns have these values instead (Lazarus's rows over DS's)
-    by:    columns: `over` divides within each group of rows (its means), and `how` reduces the ratios
-    less, times: of the result, so that a gain in % is `less = 1, times = 100`
+    by:    columns: `over` divides within each group of rows (its means), and `how` reduces the ratios. Without `over`,
+           `share` is of the groups all of whose rows are true
+    less:  off the result: a number, or column = value, the same reduction of the rows with these values instead
+    times: of the result, so that a gain in % is `less = 1, times = 100`
     """
 
     how: Literal["mean", "median", "min", "max", "sum", "count", "only", "share", "p95"]
@@ -70,13 +72,13 @@ class Value(Strict):
     where: Where = Field(default_factory=dict)
     over: str | Where | None = None
     by: tuple[str, ...] = ()
-    less: float = 0
+    less: float | Where = 0
     times: float = 1
 
     @model_validator(mode="after")
     def _consistent(self) -> Value:
-        if self.by and not isinstance(self.over, dict):
-            raise ValueError("by needs over to name the other rows")
+        if self.by and not isinstance(self.over, dict) and (self.over is not None or self.how != "share"):
+            raise ValueError("by needs over to name the other rows, or share")
         return self
 
     def __call__(self, table: pd.DataFrame) -> float:
@@ -86,7 +88,7 @@ class Value(Strict):
         """
         rows = selected(table, self.where)
         if self.over is None:
-            value = self._reduced(rows[self.of])
+            value = self._reduced(self._values(rows))
         elif isinstance(self.over, str):
             value = self._reduced(rows[self.of] / rows[self.over])
         else:
@@ -98,7 +100,15 @@ class Value(Strict):
             else:
                 below = self._reduced(others[self.of])
                 value = self._reduced(rows[self.of]) / below if below else NAN
-        return (value - self.less) * self.times
+        less = self.less
+        if isinstance(less, dict):
+            less = self.model_copy(update={"where": {**self.where, **less}, "less": 0, "times": 1})(table)
+        return (value - less) * self.times
+
+    def _values(self, rows: pd.DataFrame) -> pd.Series:
+        """`of` in each row, or in each group of `by` whether it is true in all its rows."""
+        values: Any = rows[self.of] if self.of.isidentifier() else rows.eval(self.of, engine="python")
+        return values.groupby([rows[column] for column in self.by]).all() if self.by else values
 
     def _reduced(self, values: pd.Series) -> float:
         if self.how == "count":

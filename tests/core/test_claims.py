@@ -256,6 +256,9 @@ ROWS = pd.DataFrame(
         ({"how": "min", "of": "hits", "where": {"system": "ours"}, "over": {"system": "theirs"}, "by": ["trace"]}, 2.0),
         ({"how": "max", "of": "hits", "where": {"system": "ours"}, "over": {"system": "none"}}, math.nan),
         ({"how": "max", "of": "hits", "less": 1, "times": 100}, 2900),
+        ({"how": "mean", "of": "hits", "where": {"system": "ours"}, "less": {"system": "theirs"}}, 19 - 34 / 3),
+        ({"how": "max", "of": "abs(hits / requests - 1)"}, 0.75),
+        ({"how": "share", "of": "hits > 8", "by": ["trace"], "times": 100}, 50),
     ],
 )
 def test_a_value_is_reduced_from_the_rows_it_names(value, expected):
