@@ -111,7 +111,7 @@ def plot_gains(
     for ax in grid.axes.flat:
         ax.axhline(1, color="black", linewidth=0.6)
     for where, over, gain in stated(name) if is_the_papers(table) else []:
-        rows = selected(gains, {**where, **over})
+        rows = selected(gains, {**where, **over}) if over else gains.head(0)
         for case, at in rows[[panel, x]].drop_duplicates().itertuples(index=False):
             values = [each for each in order if each in set(gains[x][gains[panel] == case])]
             turn = others.index(str(over["system"]))

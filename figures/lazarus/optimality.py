@@ -175,10 +175,10 @@ def plot_small_cases(table: pd.DataFrame) -> Figure:
     """MRO against the best placement, exact, in small cases (Lazarus, theorem 1): where it is optimal for every number
     of failures, what it loses elsewhere, and how often fewer than f failures are fatal."""
     figure, axes = subplots(1, 4, height_in=2.3, width_ratios=[1, 1, 1.3, 1.1])
-    optimal = _always(table, "mro").groupby(["whole", "nodes", "slots"]).mean() * 100
+    cases = table.assign(optimal=100 * (table["mro"] == table["best"])).groupby(["whole", *CASE], as_index=False)
+    optimal = cases["optimal"].min().pivot_table("optimal", ["whole", "nodes"], "slots")
     for ax, whole, title in zip(axes, (True, False), ("whole", "cut short"), strict=False):
-        shares = optimal[whole].unstack("slots")
-        sns.heatmap(shares, vmin=50, vmax=100, cmap="Blues", annot=True, fmt=".0f", cbar=False, ax=ax)
+        sns.heatmap(optimal.loc[whole], vmin=50, vmax=100, cmap="Blues", annot=True, fmt=".0f", cbar=False, ax=ax)
         ax.set(title=f"MRO optimal (%),\nlast group {title}", xlabel="Slots", ylabel="Nodes" if whole else "")
     behind = table[table["mro"] < table["best"]]
     lost = 100 * (behind["best"] - behind["mro"]) / behind["sets"]
@@ -217,42 +217,6 @@ def plot_balance(table: pd.DataFrame) -> Figure:
         "Most loaded node\nover the mean", "Recovery probability\nafter 3 failures"
     )
     return grid.figure
-
-
-def _always(table: pd.DataFrame, method: str) -> pd.Series:
-    """By case: whether the method is the best placement for every number of failures."""
-    return (table[method] == table["best"]).groupby([table[column] for column in ["whole", *CASE]]).all()
-
-
-def optimal_whole_pct(table: pd.DataFrame) -> float:
-    """Of the cases whose groups are whole, those where MRO is the best placement for every number of failures, in %."""
-    return float(100 * _always(table[table["whole"]], "mro").mean())
-
-
-def optimal_cut_pct(table: pd.DataFrame) -> float:
-    """The same of the cases where a group is cut short."""
-    return float(100 * _always(table[~table["whole"]], "mro").mean())
-
-
-def one_for_all_pct(table: pd.DataFrame) -> float:
-    """Cases in which the best placement on average is the best one for every number of failures, in %."""
-    return float(100 * _always(table, "best_on_average").mean())
-
-
-def mro_over_spread_2_to_1(table: pd.DataFrame) -> float:
-    """Recovery of MRO less that of spread, in points, mean over 1 to 8 failures; hot expert: twice the mean."""
-    return _over_spread(table, 2)
-
-
-def mro_over_spread_4_to_1(table: pd.DataFrame) -> float:
-    """The same at four times the mean."""
-    return _over_spread(table, 4)
-
-
-def _over_spread(table: pd.DataFrame, ratio: float) -> float:
-    rows = table.query("ratio == @ratio and of == 'mean' and 1 <= failures <= 8")
-    mean = rows.groupby("system")["probability"].mean()
-    return float(100 * (mean["MRO"] - mean["spread"])) if len(mean) else float("nan")
 
 
 FIGURES = {

@@ -197,11 +197,6 @@ def plot_systems(table: pd.DataFrame) -> Figure:
     return grid.figure
 
 
-def simulator_error_pct(table: pd.DataFrame) -> float:
-    """Largest difference of the simulated throughput from the measured one, in percent of that."""
-    return float((100 * (table["simulated_tokens_per_s"] / table["tokens_per_s"] - 1).abs()).max())
-
-
 FIGURES = {
     "lazarus-recoveries": picture("28_recoveries", plot_recoveries),
     "lazarus-equal-losses": picture("28_equal_losses", plot_equal_losses),

@@ -232,28 +232,6 @@ def plot_breakdown(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def _share_pct(table: pd.DataFrame, system: str, *phases: str) -> float:
-    """Share of 80 minutes of p3 that GPT-L's run of a system spends in some phases, in %."""
-    rows = table.query("trace == 'p3' and model == 'GPT-L' and minutes == 80 and stride == 1 and system == @system")
-    spent = rows[[f"{phase}_s" for phase in moe.PHASES]].sum()
-    return float(100 * spent[[f"{phase}_s" for phase in phases]].sum() / spent.sum()) if len(rows) else np.nan
-
-
-def replanning_pct_l(table: pd.DataFrame) -> float:
-    """Share of the time that Lazarus reconfigures and rebalances, in %."""
-    return _share_pct(table, "Lazarus", "reconfiguring", "rebalancing")
-
-
-def ds_overhead_pct_l(table: pd.DataFrame) -> float:
-    """Share of the time of DS's checkpoints and restarts, in %."""
-    return _share_pct(table, "DS", "checkpointing", "restarting")
-
-
-def dsft_restart_pct_l(table: pd.DataFrame) -> float:
-    """Share of the time that DS(FT) restarts, in %."""
-    return _share_pct(table, "DS(FT)", "restarting")
-
-
 ORDERS = "whiskers reach from the least to the largest gain of all orders in which nodes fail"
 FIGURES = {
     "lazarus-fig6-7": picture("25_controlled_failures", plot_controlled, ORDERS),
