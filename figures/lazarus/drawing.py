@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -15,7 +14,7 @@ from matplotlib.lines import Line2D
 
 from figures import claims
 from figures.reducers import DATA_COLUMNS, STAND_IN, Value, Where, selected
-from figures.style import PAPER_COLOR, SYSTEM_COLORS, Picture, facets, paper_mark
+from figures.style import PAPER_COLOR, SYSTEM_COLORS, facets, paper_mark
 
 SYSTEM_STYLE: dict[str, Any] = {
     "markers": dict.fromkeys(SYSTEM_COLORS, "o")
@@ -25,11 +24,6 @@ SYSTEM_STYLE: dict[str, Any] = {
     "markeredgewidth": 0.3,
 }
 """Markers and dashes by system, so that lines that lie over one another are seen."""
-
-
-def picture(table: str, plot: Callable[[pd.DataFrame], Figure], interval: str = "") -> Picture:
-    """A figure whose caption is its plot's docstring."""
-    return Picture(table, plot, " ".join((inspect.getdoc(plot) or "").split()), interval)
 
 
 def named(table: pd.DataFrame, form: str) -> list[str]:

@@ -20,9 +20,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from artifact import elastic_moe as moe
-from figures.lazarus.drawing import curves, data_of, named, picture
+from figures.lazarus.drawing import curves, data_of, named
 from figures.lazarus.planners import EXPERT_PARAMETERS, MIN_REPLICAS, NODES, SLOTS, placed
-from figures.style import BLACK, BLUE, GREEN, RED, SYSTEM_COLORS, YELLOW, facets
+from figures.style import BLACK, BLUE, GREEN, RED, SYSTEM_COLORS, YELLOW, Picture, facets
 
 NEVER = math.inf  # interval of a placement that is made once only
 TASKS = "DeepSeek-V2-Lite"
@@ -225,7 +225,7 @@ def eplb_reshuffle_pct(table: pd.DataFrame) -> float:
 
 
 FIGURES = {
-    "lazarus-drift": picture("24_drift", plot_drift, "bands hold 80 % of the iterations"),
-    "lazarus-drift-over-time": picture("24_drift", plot_drift_over_time),
-    "lazarus-rebalances": picture("24_rebalances", plot_rebalances),
+    "lazarus-drift": Picture("24_drift", plot_drift, interval="bands hold 80 % of the iterations"),
+    "lazarus-drift-over-time": Picture("24_drift", plot_drift_over_time),
+    "lazarus-rebalances": Picture("24_rebalances", plot_rebalances),
 }

@@ -19,9 +19,9 @@ from matplotlib.patches import Rectangle
 
 from artifact import elastic_moe as moe
 from figures.claims import paper
-from figures.lazarus.drawing import is_the_papers, named, picture
+from figures.lazarus.drawing import is_the_papers, named
 from figures.lazarus.planners import text
-from figures.style import BLUE, paper_mark, subplots
+from figures.style import BLUE, Picture, paper_mark, subplots
 
 PLAN_A = ((0, 2, 2, 3), (0, 1, 1, 3), (1, 1, 3, 3), (1, 2, 3, 3), (2, 2, 3, 3))
 """Figure 4's first plan by what is known of it: which pairs of its five nodes recover. These fix the holders of three
@@ -150,6 +150,8 @@ def fig4_survivors(table: pd.DataFrame) -> float:
 
 
 FIGURES = {
-    "lazarus-fig2": picture("20_load_skew", plot_load_skew, "band and whiskers hold all layers, boxes half of them"),
-    "lazarus-fig4-5": picture("20_worked_examples", plot_placements),
+    "lazarus-fig2": Picture(
+        "20_load_skew", plot_load_skew, interval="band and whiskers hold all layers, boxes half of them"
+    ),
+    "lazarus-fig4-5": Picture("20_worked_examples", plot_placements),
 }

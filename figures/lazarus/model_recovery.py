@@ -14,10 +14,10 @@ from matplotlib.figure import Figure
 from artifact import elastic_moe as moe
 from figures.claims import paper
 from figures.lazarus.alignment import align
-from figures.lazarus.drawing import curves, data_of, is_the_papers, legend, mark, named, picture, stated
+from figures.lazarus.drawing import curves, data_of, is_the_papers, legend, mark, named, stated
 from figures.lazarus.planners import LABELS, NODES, loads_of, placed, text
 from figures.reducers import selected
-from figures.style import BLUE, PURPLE, RED, YELLOW, facets, paper_mark
+from figures.style import BLUE, PURPLE, RED, YELLOW, Picture, facets, paper_mark
 
 ASSIGNMENTS: tuple[Literal["greedy", "optimal"], ...] = ("greedy", "optimal")
 NUMBERINGS = ("as recorded", "rising load", "falling load")
@@ -172,7 +172,9 @@ def recovery_order_pct(table: pd.DataFrame) -> float:
 
 
 FIGURES = {
-    "lazarus-fig8": picture("22_recovery", plot_model_recovery),
-    "lazarus-layer-orders": picture("22_node_orders", plot_node_orders, "bands hold all drawn orders"),
-    "lazarus-table2": picture("22_transferred", plot_transferred, "boxes hold half of the failure sets, whiskers all"),
+    "lazarus-fig8": Picture("22_recovery", plot_model_recovery),
+    "lazarus-layer-orders": Picture("22_node_orders", plot_node_orders, interval="bands hold all drawn orders"),
+    "lazarus-table2": Picture(
+        "22_transferred", plot_transferred, interval="boxes hold half of the failure sets, whiskers all"
+    ),
 }

@@ -16,10 +16,10 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from artifact import elastic_moe as moe
-from figures.lazarus.drawing import SYSTEM_STYLE, curves, named, picture
+from figures.lazarus.drawing import SYSTEM_STYLE, curves, named
 from figures.lazarus.idea import drawn, plot_placements, survived
 from figures.lazarus.planners import LABELS, MIN_REPLICAS, NODES, SLOTS, allocate_balanced, placed, text
-from figures.style import RED, SYSTEM_COLORS, facets, subplots
+from figures.style import RED, SYSTEM_COLORS, Picture, facets, subplots
 
 COUNTEREXAMPLES: Mapping[str, tuple[int, int, tuple[int, ...], int]] = {
     "the smallest": (4, 2, (2, 3, 3), 2),
@@ -220,8 +220,8 @@ def plot_balance(table: pd.DataFrame) -> Figure:
 
 
 FIGURES = {
-    "lazarus-counterexamples": picture("21_counterexamples", plot_placements),
-    "lazarus-theorem": picture("21_small_cases", plot_small_cases),
-    "lazarus-fig10b": picture("21_hot_expert", plot_hot_expert),
-    "lazarus-balance": picture("21_balance", plot_balance),
+    "lazarus-counterexamples": Picture("21_counterexamples", plot_placements),
+    "lazarus-theorem": Picture("21_small_cases", plot_small_cases),
+    "lazarus-fig10b": Picture("21_hot_expert", plot_hot_expert),
+    "lazarus-balance": Picture("21_balance", plot_balance),
 }

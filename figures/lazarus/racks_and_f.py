@@ -23,9 +23,9 @@ from scipy.stats import binom, hypergeom, poisson
 from artifact import elastic_moe as moe
 from artifact.elastic_moe.failures import INFINITEHBD_NODES
 from figures.lazarus.alignment import align
-from figures.lazarus.drawing import SYSTEM_STYLE, curves, legend, named, picture
+from figures.lazarus.drawing import SYSTEM_STYLE, curves, legend, named
 from figures.lazarus.planners import LABELS, MIN_REPLICAS, loads_of, placed
-from figures.style import BLACK, CYCLE, SYSTEM_COLORS, facets
+from figures.style import BLACK, CYCLE, SYSTEM_COLORS, Picture, facets
 
 P3_HOURS, INFINITEHBD_HOURS = 684 / 60, 348.0 * 24
 SCATTERED = "MRO, as many nodes anywhere"
@@ -235,8 +235,8 @@ def plot_time_to_loss(table: pd.DataFrame) -> Figure:
 
 
 FIGURES = {
-    "lazarus-racks": picture("23_racks", plot_racks),
-    "lazarus-losses-at-once": picture("23_losses_at_once", plot_losses_at_once),
-    "lazarus-choosing-f": picture("23_choosing_f", plot_choosing_f),
-    "lazarus-time-to-loss": picture("23_choosing_f", plot_time_to_loss),
+    "lazarus-racks": Picture("23_racks", plot_racks),
+    "lazarus-losses-at-once": Picture("23_losses_at_once", plot_losses_at_once),
+    "lazarus-choosing-f": Picture("23_choosing_f", plot_choosing_f),
+    "lazarus-time-to-loss": Picture("23_choosing_f", plot_time_to_loss),
 }

@@ -11,8 +11,8 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from artifact import elastic_moe as moe
-from figures.lazarus.drawing import named, picture, stacked_bars
-from figures.style import BLUE, CYCLE, GREY, facets, subplots
+from figures.lazarus.drawing import named, stacked_bars
+from figures.style import BLUE, CYCLE, GREY, Picture, facets, subplots
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -198,7 +198,7 @@ def plot_systems(table: pd.DataFrame) -> Figure:
 
 
 FIGURES = {
-    "lazarus-recoveries": picture("28_recoveries", plot_recoveries),
-    "lazarus-equal-losses": picture("28_equal_losses", plot_equal_losses),
-    "lazarus-real-systems": picture("28_systems", plot_systems),
+    "lazarus-recoveries": Picture("28_recoveries", plot_recoveries),
+    "lazarus-equal-losses": Picture("28_equal_losses", plot_equal_losses),
+    "lazarus-real-systems": Picture("28_systems", plot_systems),
 }
