@@ -10,7 +10,7 @@ Shape legend: L = layers, N = nodes, H = holder sets of all layers, W = words of
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate, chain
 
 import numba
@@ -56,11 +56,11 @@ def align(
     slots = tuple(max(len(node), 1) for node in joint.nodes)
     problem = SearchProblem(tuple(joint.replicas), slots, failures, failure_probability, seed)
     starts = np.array([[range(sizes[0])] * len(layers), [_by_group(layer) for layer in layers]])
-    found, loss = _best(problem, [_ordered(layers, orders_LN) for orders_LN in starts])
+    found, loss = _best(problem, [ordered(layers, orders_LN) for orders_LN in starts])
     alone = [recovery(layer).good for layer in dict.fromkeys(layers)]  # no orders lose less than the worst layer
     if loss > (1 + EQUAL) * max(problem.loss_of(good) if good is not None else 0.0 for good in alone):
         places = _searched(problem, layers, list(starts.argsort(axis=2)))
-        found, _ = _best(problem, [found, *(_ordered(layers, place_LN.argsort(axis=1)) for place_LN in places)])
+        found, _ = _best(problem, [found, *(ordered(layers, place_LN.argsort(axis=1)) for place_LN in places)])
     return found
 
 
@@ -80,9 +80,9 @@ def _joint(layers: Sequence[Placement]) -> Placement:
     return Placement(tuple(tuple(chain.from_iterable(nodes)) for nodes in zip(*held, strict=True)), experts)
 
 
-def _ordered(layers: Sequence[Placement], orders_LN: Integers) -> list[Placement]:
+def ordered(layers: Sequence[Placement], orders_LN: Iterable[Integers]) -> list[Placement]:
     """The layers with their nodes in these orders: for each node of the model, the node of the layer it becomes."""
-    pairs = zip(layers, orders_LN.tolist(), strict=True)
+    pairs = zip(layers, orders_LN, strict=True)
     return [Placement(tuple(layer.nodes[node] for node in order), layer.num_experts) for layer, order in pairs]
 
 

@@ -165,13 +165,15 @@ def plot_drift(table: pd.DataFrame) -> Figure:
     rebalances; dotted: a plan for each iteration."""
     rows = table.sort_values("interval", kind="stable")
     rows = rows.assign(interval=_interval_names(rows), case=named(rows, CASE))
-    order, bands = list(dict.fromkeys(named(table, CASE))), {"estimator": "median", "errorbar": ("pi", 80)}
-    grid = curves(rows, "interval", "max_load_ratio", "case", col_order=order, facet_kws={"sharex": False}, **bands)
+    order = list(dict.fromkeys(named(table, CASE)))
+    bands: dict[str, Any] = {"estimator": "median", "errorbar": ("pi", 80)}
+    labels = ("Iterations between rebalances", "Largest over mean load")
+    bands |= {"col_order": order, "facet_kws": {"sharex": False}}
+    grid = curves(rows, "interval", "max_load_ratio", "case", *labels, **bands).set(ylim=(1, None))
     for case, ax in grid.axes_dict.items():
         for system, own in rows[rows["case"] == case].groupby("system")["own_ratio"]:
             ax.axhline(own.median(), color=SYSTEM_COLORS[str(system)], linestyle=":", linewidth=0.9)
         ax.tick_params(axis="x", rotation=45)
-    grid.set(ylim=(1, None)).set_axis_labels("Iterations between rebalances", "Largest over mean load")
     return grid.figure
 
 

@@ -229,8 +229,7 @@ def _last_first(interval_min: float, num_nodes: int, seed: int) -> moe.FailureTr
 def plot_controlled(table: pd.DataFrame) -> Figure:
     """Samples that Lazarus trains over those of DS and DS(FT), simulated, on ten nodes of which one fails at a time
     until half are left (Lazarus, figures 6 and 7)."""
-    runs = ["model", "interval_min", "seed"]
-    figure = plot_gains(table, "25_controlled_failures", runs, panel="interval_min", sharey=False)
+    figure = plot_gains(table, "25_controlled_failures", panel="interval_min", sharey=False)
     for ax, interval in zip(figure.axes, table["interval_min"].unique(), strict=True):
         ax.set_title(f"A failure each {interval} minutes ({data_of(table)} loads)")
     return figure
@@ -239,8 +238,7 @@ def plot_controlled(table: pd.DataFrame) -> Figure:
 def plot_idle(table: pd.DataFrame) -> Figure:
     """Samples that Lazarus trains over those of DS and DS(FT), simulated, while failures hit the nodes that DS leaves
     idle (Lazarus, figure 14)."""
-    runs = ["model", "interval_min", "seed"]
-    figure = plot_gains(table, "25_idle_first", runs, panel="interval_min", width_in=COLUMN_WIDTH_IN)
+    figure = plot_gains(table, "25_idle_first", panel="interval_min", width_in=COLUMN_WIDTH_IN)
     figure.axes[0].set_title(f"Idle nodes fail first, one each 5 minutes\n({data_of(table)} loads)")
     return figure
 
@@ -250,9 +248,9 @@ def plot_spot(table: pd.DataFrame) -> Figure:
     (Lazarus, figure 9): as recorded, and with every second machine of the file, a what-if."""
     rows = table.assign(machines=[f"machines 0, {n}, {2 * n} ..." if n > 1 else "as recorded" for n in table["stride"]])
     names = named(rows, "{trace}, {minutes:g} min,\n{machines}")
-    runs = ["model", "minutes", "stride", "case"]
-    figure = plot_gains(table.assign(case=names), "26_spot_traces", runs, panel="case", col_order=dict.fromkeys(names))
-    for ax, name in zip(figure.axes, dict.fromkeys(names), strict=True):
+    order = list(dict.fromkeys(names))
+    figure = plot_gains(table.assign(case=names), "26_spot_traces", panel="case", col_order=order)
+    for ax, name in zip(figure.axes, order, strict=True):
         ax.set_title(name)
     return figure
 
@@ -286,11 +284,11 @@ def plot_load_ratio(table: pd.DataFrame) -> Figure:
     and its passes without the reduction of gradients."""
     labels = {"samples_per_s": "Throughput (samples/s)", "layer_ms": "Passes of the layer (ms)"}
     rows = table.melt(["ratio", "system"], list(labels), var_name="measure")
-    grid = curves(rows, "ratio", "value", "measure", facet_kws={"sharey": False})
+    label = "Load of one expert over the others'"
+    grid = curves(rows, "ratio", "value", "measure", label, facet_kws={"sharey": False})
     for measure, ax in grid.axes_dict.items():
         ax.set(title="One layer of 8 experts, generated loads", ylabel=labels[measure], ylim=(0, None))
-    grid.set(xticks=sorted(table["ratio"].unique()), xlabel="Load of one expert over the others'")
-    return grid.figure
+    return grid.set(xticks=sorted(table["ratio"].unique())).figure
 
 
 def plot_breakdown(table: pd.DataFrame) -> Figure:
@@ -309,9 +307,7 @@ def plot_sixteen_nodes(table: pd.DataFrame) -> Figure:
     """Samples that Lazarus trains over those of Tutel and Tutel(FT), simulated, on 16 nodes with links of 10 Gb/s, of
     which one fails each 5 minutes (Lazarus, figure 12)."""
     rows = table.assign(cluster="16 nodes")
-    figure = plot_gains(
-        rows, "27_sixteen_nodes", ["cluster", "model", "seed"], panel="cluster", width_in=COLUMN_WIDTH_IN
-    )
+    figure = plot_gains(rows, "27_sixteen_nodes", panel="cluster", width_in=COLUMN_WIDTH_IN)
     figure.axes[0].set_title(f"16 nodes, 10 Gb/s ({data_of(table)} loads)")
     return figure
 
@@ -327,7 +323,7 @@ def plot_deepseek_v3(table: pd.DataFrame) -> Figure:
     rows = rows.sort_values("at", kind="stable")
     axes: dict[str, Any] = {"x": "at", "panel": "panel", "kind": "point", "value": "samples_per_s", "sharex": False}
     order = [panel for panel in panels if panel in set(rows["panel"])]
-    figure = plot_gains(rows, "27_deepseek_v3", ["panel", "at", "gpus", "p", "trial"], **axes, col_order=order)
+    figure = plot_gains(rows, "27_deepseek_v3", **axes, col_order=order)
     for ax, panel in zip(figure.axes, order, strict=True):
         ax.set(title=f"DeepSeek-V3, generated loads, {panel}", xlabel=panels[panel][2])
         ax.set_xticks(*zip(*enumerate(f"{at:g}" for at in rows["at"][rows["panel"] == panel].unique()), strict=True))
