@@ -28,11 +28,7 @@ WORK = 400_000_000  # words touched by the moves of all restarts at most; each m
 
 
 def align(
-    placements: Sequence[Placement],
-    *,
-    failures: int | None = None,
-    failure_probability: float = 0.1,
-    seed: int = 0,
+    placements: Sequence[Placement], *, failures: int | None = None, failure_probability: float = 0.1, seed: int = 0
 ) -> list[Placement]:
     """The layers with their nodes in orders in which all of them survive most often; never worse than as given.
 
