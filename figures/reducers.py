@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal
 
 import pandas as pd
@@ -49,36 +50,39 @@ Where = dict[str, Scalar | list[Scalar] | Bound]
 
 
 class Value(Strict):
-    """`(how(of) / how(over) - less) * times` over the rows `where`.
+    """`(how(of) - less) * times` over the rows `where`, divided by or less the same of other rows.
 
-    how:   reduces the values to one; `only` asks for one distinct value, `share` is the fraction that is true,
-           `p95` the 95th percentile, `furthest` the largest distance from `less`
-    of:    the column
+    how:   reduces the values to one; `only` asks for one distinct value, `share` is the fraction that is true, `p95`
+           the 95th percentile, `spread` the greatest over the least, `growth` the last over the first, `furthest` the
+           largest distance from `less`
+    of:    the column, or an expression of columns ("abs(simulated / measured - 1)")
     where: column = value, [values], or { at_least, at_most, above, below, but }
     over:  a column: divides value by value, before `how`. Or column = value: divides by the same reduction of the
            rows where these columns have these values instead (Lazarus's rows over DS's)
-    minus: as `over` with column = value and `by`, but subtracts
-    by:    columns: `over` divides within each group of rows (its means), and `how` reduces the ratios
+    minus: column = value: as `over`, but subtracts; before `over` divides
+    by:    columns: `minus` and `over` act within each group of rows, and `how` reduces what the groups give, in order
+    group: how the rows of a group become one: their mean, `p95`, or whether they are all true
     within: true for a value within these bounds, false for any other: what `how` reduces, to a `sum` or a `share`
     less, times: of the result, so that a gain in % is `less = 1, times = 100`
     """
 
-    how: Literal["mean", "median", "min", "max", "sum", "count", "only", "share", "p95", "furthest"]
-    of: str
+    how: Literal["mean", "median", "min", "max", "sum", "count", "only", "share", "p95", "spread", "growth", "furthest"]
+    of: str = Field(pattern=r"^[\w\s()+*/<>=!&|-]+$")
     where: Where = Field(default_factory=dict)
     over: str | Where | None = None
     minus: Where | None = None
     by: tuple[str, ...] = ()
+    group: Literal["mean", "p95", "all"] = "mean"
     within: Bound | None = None
     less: float = 0
     times: float = 1
 
     @model_validator(mode="after")
     def _consistent(self) -> Value:
-        if self.by and not isinstance(self.over, dict) and self.minus is None:
-            raise ValueError("by needs over or minus to name the other rows")
-        if self.minus is not None and (self.over is not None or not self.by):
-            raise ValueError("minus needs by, and excludes over")
+        if self.by and isinstance(self.over, str):
+            raise ValueError("by needs over to name other rows, got a column")
+        if self.group != "mean" and not self.by:
+            raise ValueError("group needs by to name the groups")
         return self
 
     def __call__(self, table: pd.DataFrame) -> float:
@@ -86,22 +90,32 @@ class Value(Strict):
 
         Raises: KeyError on a column that the table does not have; ValueError if `only` finds several values
         """
-        rows = selected(table, self.where)
-        base = self.over if self.minus is None else self.minus
-        if base is None:
-            value = self._reduced(rows[self.of])
-        elif isinstance(base, str):
-            value = self._reduced(rows[self.of] / rows[base])
+        values = self._values(table, {})
+        if self.by:
+            if self.minus is not None:
+                values = values - self._values(table, self.minus)
+            if isinstance(self.over, dict):
+                values = values / self._values(table, self.over)
+            value = self._reduced(values.dropna())
         else:
-            others = selected(table, {**self.where, **base})
-            if self.by:
-                keys = list(self.by)
-                mean, other = (each.groupby(keys)[self.of].mean() for each in (rows, others))
-                value = self._reduced((mean / other if self.minus is None else mean - other).dropna())
-            else:
-                below = self._reduced(others[self.of])
-                value = self._reduced(rows[self.of]) / below if below else NAN
+            value = self._reduced(values)
+            if self.minus is not None:
+                value -= self._reduced(self._values(table, self.minus))
+            if isinstance(self.over, dict):
+                below = self._reduced(self._values(table, self.over))
+                value = value / below if below else NAN
         return (value if self.how == "furthest" else value - self.less) * self.times
+
+    def _values(self, table: pd.DataFrame, other: Where) -> pd.Series:
+        """One value a row, or a group, of the rows `where`, or of those that have `other` values."""
+        rows = selected(table, {**self.where, **other})
+        values: Any = rows[self.of] if self.of.isidentifier() else rows.eval(self.of, engine="python")
+        if isinstance(self.over, str):
+            values = values / rows[self.over]
+        if not self.by:
+            return values
+        groups = values.groupby([rows[column] for column in self.by])
+        return {"mean": groups.mean, "p95": partial(groups.quantile, 0.95), "all": groups.all}[self.group]()
 
     def _reduced(self, values: pd.Series) -> float:
         if self.how == "count":
@@ -110,16 +124,21 @@ class Value(Strict):
             return NAN
         if self.within is not None:
             values = self.within.keeps(values)
-        if self.how == "furthest":
-            return float((values - self.less).abs().max())
-        if self.how == "only":
-            if values.nunique() != 1:
-                raise ValueError(f"{self.of} must have one value in these rows, got {values.nunique()}")
-            return float(values.iloc[0])
-        if self.how == "share":
-            return float(values.astype(bool).mean())
-        if self.how == "p95":
-            return float(values.quantile(0.95))
+        match self.how:
+            case "only":
+                if values.nunique() != 1:
+                    raise ValueError(f"{self.of} must have one value in these rows, got {values.nunique()}")
+                return float(values.iloc[0])
+            case "share":
+                return float(values.astype(bool).mean())
+            case "p95":
+                return float(values.quantile(0.95))
+            case "spread":
+                return float(values.max() / values.min())
+            case "growth":
+                return float(values.iloc[-1] / values.iloc[0]) if len(values) > 1 else NAN
+            case "furthest":
+                return float((values - self.less).abs().max())
         return float(getattr(values, self.how)())
 
 

@@ -10,35 +10,25 @@ Shape legend: L = layers, N = nodes, H = holder sets of all layers, W = words of
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import accumulate, chain
 
 import numba
 import numpy as np
 
 from artifact.elastic_moe import Placement, recovery
-from artifact.elastic_moe.placement.search import COLD, DOUBT, WARM, Candidate, SearchProblem
-from artifact.elastic_moe.placement.search_kernels import EQUAL, Floats, Integers, Words, bit_count
-
-Order = list[int]
-"""For each node of the model, the node of one layer's placement that it becomes."""
+from artifact.elastic_moe.placement.search import COLD, MOVES, RESTARTS, WARM, SearchProblem
+from artifact.elastic_moe.placement.search_kernels import EQUAL, Integers, bit_count
 
 COUNTED_SETS = 1 << 16  # failure sets that guide the search: all of them on up to 16 nodes, else a sample
 DRAWN_SETS = 1 << 12
-RESTARTS = 8
 JOINS = 8  # attempts at a layer that joins the others
 HOT = 0.5  # growth of the loss accepted once in e times at the first move of a layer that joins
-MOVES = 50_000  # of each restart at most
-WORK = 400_000_000  # words touched by the moves of all restarts at most
+WORK = 400_000_000  # words touched by the moves of all restarts at most; each makes MOVES at most
 
 
 def align(
-    placements: Sequence[Placement],
-    *,
-    failures: int | None = None,
-    failure_probability: float = 0.1,
-    seed: int = 0,
+    placements: Sequence[Placement], *, failures: int | None = None, failure_probability: float = 0.1, seed: int = 0
 ) -> list[Placement]:
     """The layers with their nodes in orders in which all of them survive most often; never worse than as given.
 
@@ -58,67 +48,38 @@ def align(
         raise ValueError(f"failures must be in [0, {sizes[0]}], the number of nodes, got {failures}")
     if not 0 <= failure_probability <= 1:
         raise ValueError(f"failure_probability must be in [0, 1], got {failure_probability}")
-    problem = _problem(_joint(layers), failures, failure_probability, seed)
-    given = [list(range(sizes[0]))] * len(layers)
-    by_group = [_by_group(layer) for layer in layers]
-    found = _first_or_better([problem.judged(_joint(_ordered(layers, orders))) for orders in (given, by_group)])
-    if found.loss > _worst_layer(problem, layers) * (1 + EQUAL):
-        places = _searched(problem, layers, [_inverse(orders) for orders in (given, by_group)])
-        searched = [problem.judged(_joint(_ordered(layers, _inverse(each).tolist()))) for each in places]
-        found = _first_or_better([found, *searched])
-    return _separate(found.placement, layers)
-
-
-def _first_or_better(judged: Sequence[Candidate]) -> Candidate:
-    """The first, or one that has less loss, beyond doubt where losses are estimates."""
-    found = judged[0]
-    for each in judged[1:]:
-        if each.loss + DOUBT * math.hypot(each.standard_error, found.standard_error) < found.loss * (1 - EQUAL):
-            found = each
+    joint = _joint(layers)
+    slots = tuple(max(len(node), 1) for node in joint.nodes)
+    problem = SearchProblem(tuple(joint.replicas), slots, failures, failure_probability, seed)
+    starts = np.array([[range(sizes[0])] * len(layers), [_by_group(layer) for layer in layers]])
+    found, loss = _best(problem, [ordered(layers, orders_LN) for orders_LN in starts])
+    alone = [recovery(layer).good for layer in dict.fromkeys(layers)]  # no orders lose less than the worst layer
+    if loss > (1 + EQUAL) * max(problem.loss_of(good) if good is not None else 0.0 for good in alone):
+        places = _searched(problem, layers, list(starts.argsort(axis=2)))
+        found, _ = _best(problem, [found, *(ordered(layers, place_LN.argsort(axis=1)) for place_LN in places)])
     return found
+
+
+def _best(problem: SearchProblem, models: Sequence[list[Placement]]) -> tuple[list[Placement], float]:
+    """The model with the least loss, and this; the first of equals, and of what an estimate cannot tell apart."""
+    judged = [problem.judged(_joint(layers)) for layers in models]
+    best = problem.best(judged)
+    return models[judged.index(best)], best.loss
 
 
 def _joint(layers: Sequence[Placement]) -> Placement:
     """All layers as one whose experts are numbered on."""
-    first = [0, *accumulate(layer.num_experts for layer in layers)]
-    nodes = (
-        tuple(start + expert for start, layer in zip(first, layers, strict=False) for expert in layer.nodes[node])
-        for node in range(layers[0].num_nodes)
-    )
-    return Placement(tuple(nodes), first[-1])
-
-
-def _separate(joint: Placement, layers: Sequence[Placement]) -> list[Placement]:
-    """The inverse of `_joint` for layers with these numbers of experts."""
-    separate, first = [], 0
-    for layer in layers:
-        last = first + layer.num_experts
-        nodes = (tuple(expert - first for expert in node if first <= expert < last) for node in joint.nodes)
-        separate.append(Placement(tuple(nodes), layer.num_experts))
-        first = last
-    return separate
-
-
-def _ordered(layers: Sequence[Placement], orders: Sequence[Order]) -> list[Placement]:
-    return [
-        Placement(tuple(layer.nodes[node] for node in order), layer.num_experts)
-        for layer, order in zip(layers, orders, strict=True)
+    *first, experts = accumulate((layer.num_experts for layer in layers), initial=0)
+    held = [
+        [[start + each for each in node] for node in layer.nodes] for start, layer in zip(first, layers, strict=True)
     ]
+    return Placement(tuple(tuple(chain.from_iterable(nodes)) for nodes in zip(*held, strict=True)), experts)
 
 
-def _inverse(orders_LN: Sequence[Order] | Integers) -> Integers:
-    return np.argsort(np.array(orders_LN, dtype=np.int64), axis=1)
-
-
-def _problem(joint: Placement, failures: int | None, failure_probability: float, seed: int) -> SearchProblem:
-    slots = tuple(max(len(node), 1) for node in joint.nodes)
-    return SearchProblem(tuple(joint.replicas), slots, failures, failure_probability, seed)
-
-
-def _worst_layer(problem: SearchProblem, layers: Sequence[Placement]) -> float:
-    """The largest loss of one layer: no orders of the layers have less together. 0 where it is not counted."""
-    survived = [recovery(layer).good for layer in dict.fromkeys(layers)]
-    return max(problem.loss_of(good) if good is not None else 0.0 for good in survived)
+def ordered(layers: Sequence[Placement], orders_LN: Iterable[Integers]) -> list[Placement]:
+    """The layers with their nodes in these orders: for each node of the model, the node of the layer it becomes."""
+    pairs = zip(layers, orders_LN, strict=True)
+    return [Placement(tuple(layer.nodes[node] for node in order), layer.num_experts) for layer, order in pairs]
 
 
 def _smallest_sets(layer: Placement) -> list[tuple[int, ...]]:
@@ -130,7 +91,7 @@ def _smallest_sets(layer: Placement) -> list[tuple[int, ...]]:
     return [tuple(sorted(holders)) for holders in kept]
 
 
-def _by_group(layer: Placement) -> Order:
+def _by_group(layer: Placement) -> list[int]:
     """Nodes of the smallest holder sets first, set by set, those that share no node with earlier ones before others."""
     disjoint: list[int] = []
     others: list[int] = []
@@ -182,17 +143,7 @@ def _searched(problem: SearchProblem, layers: Sequence[Placement], starts: Seque
 
 
 @numba.njit(cache=True)
-def _exchange_nodes(
-    place_LN: Integers,
-    first_L: Integers,
-    first_H: Integers,
-    members: Integers,
-    failed_WN: Words,
-    weight_W: Floats,
-    layer_M: Integers,
-    pairs_M2: Integers,
-    growth_M: Floats,
-) -> tuple[Integers, float]:
+def _exchange_nodes(place_LN, first_L, first_H, members, failed_WN, weight_W, layer_M, pairs_M2, growth_M):
     """Let two nodes of a layer change places, move by move, where the loss grows by no more than growth_M of itself.
 
     place_LN: [L, N], the model's node of each node of the layer; first_L: [L + 1], first holder set of each layer;
@@ -233,15 +184,7 @@ def _exchange_nodes(
 
 
 @numba.njit(cache=True)
-def _renew_layer(
-    layer: int,
-    place_LN: Integers,
-    first_L: Integers,
-    first_H: Integers,
-    members: Integers,
-    failed_WN: Words,
-    lost_LW: Words,
-) -> None:
+def _renew_layer(layer, place_LN, first_L, first_H, members, failed_WN, lost_LW):
     """Put down which failure sets a layer does not survive: those with all nodes of one of its holder sets."""
     for w in range(lost_LW.shape[1]):
         lost = np.uint64(0)

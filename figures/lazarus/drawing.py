@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pandas as pd
@@ -14,8 +13,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from figures import claims
+from figures.lazarus.planners import NODES
 from figures.reducers import DATA_COLUMNS, STAND_IN, Value, Where, selected
-from figures.style import PAPER_COLOR, SYSTEM_COLORS, Picture, facets, paper_mark
+from figures.style import PAPER_COLOR, SYSTEM_COLORS, facets, paper_mark
 
 SYSTEM_STYLE: dict[str, Any] = {
     "markers": dict.fromkeys(SYSTEM_COLORS, "o")
@@ -26,10 +26,8 @@ SYSTEM_STYLE: dict[str, Any] = {
 }
 """Markers and dashes by system, so that lines that lie over one another are seen."""
 
-
-def picture(table: str, plot: Callable[[pd.DataFrame], Figure], interval: str = "") -> Picture:
-    """A figure whose caption is its plot's docstring."""
-    return Picture(table, plot, " ".join((inspect.getdoc(plot) or "").split()), interval)
+RUN = ("interval_min", "minutes", "stride", "gpus", "p", "trial", "seed")
+"""Columns that name a run of the simulator, with the model's."""
 
 
 def named(table: pd.DataFrame, form: str) -> list[str]:
@@ -55,10 +53,17 @@ def stated(table: str) -> Iterator[tuple[Where, dict[str, Any], float]]:
             yield claim.value.where, claim.value.over if isinstance(claim.value.over, dict) else {}, claim.paper
 
 
-def curves(table: pd.DataFrame, x: str, y: str, col: str, **options: Any) -> sns.FacetGrid:
-    """A line for each system, told apart by markers and dashes where they lie over one another."""
-    axes = {"x": x, "y": y, "col": col, "hue": "system", "style": "system"}
-    return facets(sns.relplot, table, **{"kind": "line", **SYSTEM_STYLE, **axes, **options}).set_titles("{col_name}")
+def curves(table: pd.DataFrame, x: str, y: str, col: str, *labels: str, **options: Any) -> sns.FacetGrid:
+    """A line for each system, told apart by markers and dashes where they lie over one another; labels of x and y."""
+    axes = {"x": x, "y": y, "col": col, "hue": "system", "style": "system", "kind": "line"}
+    grid = facets(sns.relplot, table, **{**SYSTEM_STYLE, **axes, **options})
+    return grid.set_titles("{col_name}").set_axis_labels(*labels)
+
+
+def recovery_curves(table: pd.DataFrame, col: str, **options: Any) -> sns.FacetGrid:
+    """Recovery probability by the number of failed nodes on the testbed, a panel for each value of `col`."""
+    labels = (f"Failed nodes of {NODES}", "Recovery probability")
+    return curves(table, "failures", "probability", col, *labels, **options).set(xticks=range(0, NODES + 1, 2))
 
 
 def mark(ax: Axes, x: float, y: float, system: str) -> None:
@@ -82,10 +87,9 @@ def legend(figure: Figure, *more: Artist) -> None:
 def plot_gains(
     table: pd.DataFrame,
     name: str,
-    runs: Sequence[str],
     *,
-    x: str = "model",
     panel: str,
+    x: str = "model",
     kind: str = "bar",
     value: str = "samples",
     **options: Any,
@@ -93,25 +97,23 @@ def plot_gains(
     """Lazarus's `value` over each other system's in the same run, by `x`, a panel for each value of `panel`.
 
     name: of the table, of which the claims state the paper's gains
-    runs: columns that name a run, `x` and `panel` among them
     Whiskers reach from the least to the largest gain of all runs.
     """
-    by_run = table.pivot(index=[*runs], columns="system", values=value)
+    runs = [each for each in dict.fromkeys((panel, x, *RUN)) if each in table]
+    by_run = table.pivot(index=runs, columns="system", values=value)
     others = [system for system in table["system"].unique() if system != "Lazarus"]
     gains = by_run[others].rdiv(by_run["Lazarus"], axis=0).melt(ignore_index=False, value_name="gain").reset_index()
     order = list(dict.fromkeys(table[x]))
-    whiskers: dict[str, Any] = {"errorbar": ("pi", 100), "capsize": 0.1, "err_kws": {"linewidth": 0.8}}
+    axes: dict[str, Any] = {"x": x, "y": "gain", "hue": "system", "hue_order": others, "col": panel, "kind": kind}
+    axes |= {"errorbar": ("pi", 100), "capsize": 0.1, "err_kws": {"linewidth": 0.8}}
     if kind == "bar":
-        whiskers["err_kws"] = {"linewidth": 0.8, "color": "black"}
-        options |= {"order": order, "saturation": 1}
-    grid = facets(
-        sns.catplot, gains, kind=kind, x=x, y="gain", hue="system", hue_order=others, col=panel, **whiskers, **options
-    )
+        axes |= {"order": order, "saturation": 1, "err_kws": {"linewidth": 0.8, "color": "black"}}
+    grid = facets(sns.catplot, gains, **axes, **options)
     grid.set_axis_labels("", f"{'Samples' if value == 'samples' else 'Throughput'} of Lazarus\nover the other's")
     for ax in grid.axes.flat:
         ax.axhline(1, color="black", linewidth=0.6)
     for where, over, gain in stated(name) if is_the_papers(table) else []:
-        rows = selected(gains, {**where, **over})
+        rows = selected(gains, {**where, **over}) if over else gains.head(0)
         for case, at in rows[[panel, x]].drop_duplicates().itertuples(index=False):
             values = [each for each in order if each in set(gains[x][gains[panel] == case])]
             turn = others.index(str(over["system"]))

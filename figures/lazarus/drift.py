@@ -20,9 +20,9 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from artifact import elastic_moe as moe
-from figures.lazarus.drawing import curves, data_of, named, picture
+from figures.lazarus.drawing import curves, data_of, named
 from figures.lazarus.planners import EXPERT_PARAMETERS, MIN_REPLICAS, NODES, SLOTS, placed
-from figures.style import BLACK, BLUE, GREEN, RED, SYSTEM_COLORS, YELLOW, facets
+from figures.style import BLACK, BLUE, GREEN, RED, SYSTEM_COLORS, YELLOW, Picture, facets
 
 NEVER = math.inf  # interval of a placement that is made once only
 TASKS = "DeepSeek-V2-Lite"
@@ -165,13 +165,15 @@ def plot_drift(table: pd.DataFrame) -> Figure:
     rebalances; dotted: a plan for each iteration."""
     rows = table.sort_values("interval", kind="stable")
     rows = rows.assign(interval=_interval_names(rows), case=named(rows, CASE))
-    order, bands = list(dict.fromkeys(named(table, CASE))), {"estimator": "median", "errorbar": ("pi", 80)}
-    grid = curves(rows, "interval", "max_load_ratio", "case", col_order=order, facet_kws={"sharex": False}, **bands)
+    order = list(dict.fromkeys(named(table, CASE)))
+    bands: dict[str, Any] = {"estimator": "median", "errorbar": ("pi", 80)}
+    labels = ("Iterations between rebalances", "Largest over mean load")
+    bands |= {"col_order": order, "facet_kws": {"sharex": False}}
+    grid = curves(rows, "interval", "max_load_ratio", "case", *labels, **bands).set(ylim=(1, None))
     for case, ax in grid.axes_dict.items():
         for system, own in rows[rows["case"] == case].groupby("system")["own_ratio"]:
             ax.axhline(own.median(), color=SYSTEM_COLORS[str(system)], linestyle=":", linewidth=0.9)
         ax.tick_params(axis="x", rotation=45)
-    grid.set(ylim=(1, None)).set_axis_labels("Iterations between rebalances", "Largest over mean load")
     return grid.figure
 
 
@@ -225,7 +227,7 @@ def eplb_reshuffle_pct(table: pd.DataFrame) -> float:
 
 
 FIGURES = {
-    "lazarus-drift": picture("24_drift", plot_drift, "bands hold 80 % of the iterations"),
-    "lazarus-drift-over-time": picture("24_drift", plot_drift_over_time),
-    "lazarus-rebalances": picture("24_rebalances", plot_rebalances),
+    "lazarus-drift": Picture("24_drift", plot_drift, interval="bands hold 80 % of the iterations"),
+    "lazarus-drift-over-time": Picture("24_drift", plot_drift_over_time),
+    "lazarus-rebalances": Picture("24_rebalances", plot_rebalances),
 }

@@ -13,11 +13,11 @@ from matplotlib.figure import Figure
 
 from artifact import elastic_moe as moe
 from figures.claims import paper
-from figures.lazarus.alignment import align
-from figures.lazarus.drawing import curves, data_of, is_the_papers, legend, mark, named, picture, stated
+from figures.lazarus.alignment import align, ordered
+from figures.lazarus.drawing import data_of, is_the_papers, legend, mark, named, recovery_curves, stated
 from figures.lazarus.planners import LABELS, NODES, loads_of, placed, text
 from figures.reducers import selected
-from figures.style import BLUE, PURPLE, RED, YELLOW, facets, paper_mark
+from figures.style import BLUE, PURPLE, RED, YELLOW, Picture, facets, paper_mark
 
 ASSIGNMENTS: tuple[Literal["greedy", "optimal"], ...] = ("greedy", "optimal")
 NUMBERINGS = ("as recorded", "rising load", "falling load")
@@ -57,7 +57,8 @@ def node_orders(*, models: Sequence[str], iterations: Sequence[int], seeds: int,
         found = {("same", 0): moe.recovery(layers).probability}
         found["worst layer", 0] = [min(each) for each in zip(*alone, strict=True)]
         for drawn in range(seed, seed + seeds):
-            mixed = _mixed(layers, drawn)
+            rng = np.random.default_rng(drawn)
+            mixed = ordered(layers, [rng.permutation(NODES) for _ in layers])
             found["independent", drawn] = moe.recovery(mixed).probability
             found["aligned", drawn] = moe.recovery(align(mixed, seed=drawn)).probability
         case = {"loads": name, "model": model, "iteration": iteration, "system": LABELS[method]}
@@ -109,26 +110,16 @@ def _recoverable(layers: Sequence[moe.Placement], lost: int, most: int, seed: in
     return [survived[number] for number in sorted(drawn)]
 
 
-def _mixed(layers: Sequence[moe.Placement], seed: int) -> list[moe.Placement]:
-    """Each layer with its nodes in a random order."""
-    rng = np.random.default_rng(seed)
-    return [
-        moe.Placement(tuple(layer.nodes[node] for node in rng.permutation(layer.num_nodes)), layer.num_experts)
-        for layer in layers
-    ]
-
-
 def plot_model_recovery(table: pd.DataFrame) -> Figure:
     """Recovery of all 12 layers of a model together, exact, on 10 nodes of 6 slots with f = 2 (Lazarus, figure 8). The
     paper states its two values at four failures of GPT-L, and not the step."""
     rows = table[table["system"] != "best"].assign(step=table["iteration"] - 1)
     rows["case"] = named(rows, "{model}, step {step:,}\n({loads})")
-    grid = curves(rows, "failures", "probability", "case").set(xticks=range(0, NODES + 1, 2))
+    grid = recovery_curves(rows, "case")
     for case, ax in grid.axes_dict.items():
         if case.startswith("GPT-L") and is_the_papers(table):
             mark(ax, 4, paper("lazarus-fig8-l-lazarus") / 100, "Lazarus")
             mark(ax, 4, paper("lazarus-fig8-l-spread") / 100, "spread")
-    grid.set_axis_labels("Failed nodes of 10", "Recovery probability")
     legend(grid.figure)
     return grid.figure
 
@@ -137,13 +128,10 @@ def plot_node_orders(table: pd.DataFrame) -> Figure:
     """Recovery of all layers placed by MRO, the nodes in the same order in all layers, in a different order in each,
     and aligned from there."""
     rows = table[(table["system"] == "MRO") & (table["iteration"] == table["iteration"].min())]
-    axes: dict[str, Any] = {"x": "failures", "y": "probability", "col": "model", "hue": "orders", "style": "orders"}
-    colors: dict[str, Any] = {"palette": ORDER_COLORS, "hue_order": [*ORDER_COLORS], "style_order": [*ORDER_COLORS]}
-    style: dict[str, Any] = {"markers": ["o", "s", "^"], "dashes": ["", (2, 2), ""], "errorbar": ("pi", 100)}
-    grid = facets(sns.relplot, rows, kind="line", **axes, **colors, **style)
-    grid.set_titles(f"{{col_name}}, step {rows['iteration'].iloc[0] - 1:,} ({data_of(rows)})")
-    grid.set_axis_labels("Failed nodes of 10", "Recovery probability\nof all layers")
-    return grid.figure
+    colors = {"hue": "orders", "style": "orders", "palette": ORDER_COLORS, "hue_order": [*ORDER_COLORS]}
+    style = {"style_order": [*ORDER_COLORS], "markers": ["o", "s", "^"], "dashes": ["", (2, 2), ""]}
+    grid = recovery_curves(rows, "model", **colors, **style, errorbar=("pi", 100))
+    return grid.set_titles(f"{{col_name}}, step {rows['iteration'].iloc[0] - 1:,} ({data_of(rows)})").figure
 
 
 def plot_transferred(table: pd.DataFrame) -> Figure:
@@ -172,7 +160,9 @@ def recovery_order_pct(table: pd.DataFrame) -> float:
 
 
 FIGURES = {
-    "lazarus-fig8": picture("22_recovery", plot_model_recovery),
-    "lazarus-layer-orders": picture("22_node_orders", plot_node_orders, "bands hold all drawn orders"),
-    "lazarus-table2": picture("22_transferred", plot_transferred, "boxes hold half of the failure sets, whiskers all"),
+    "lazarus-fig8": Picture("22_recovery", plot_model_recovery),
+    "lazarus-layer-orders": Picture("22_node_orders", plot_node_orders, interval="bands hold all drawn orders"),
+    "lazarus-table2": Picture(
+        "22_transferred", plot_transferred, interval="boxes hold half of the failure sets, whiskers all"
+    ),
 }

@@ -23,9 +23,9 @@ from scipy.stats import binom, hypergeom, poisson
 from artifact import elastic_moe as moe
 from artifact.elastic_moe.failures import INFINITEHBD_NODES
 from figures.lazarus.alignment import align
-from figures.lazarus.drawing import SYSTEM_STYLE, curves, legend, named, picture
+from figures.lazarus.drawing import SYSTEM_STYLE, curves, legend, named
 from figures.lazarus.planners import LABELS, MIN_REPLICAS, loads_of, placed
-from figures.style import BLACK, CYCLE, SYSTEM_COLORS, facets
+from figures.style import BLACK, CYCLE, SYSTEM_COLORS, Picture, facets
 
 P3_HOURS, INFINITEHBD_HOURS = 684 / 60, 348.0 * 24
 SCATTERED = "MRO, as many nodes anywhere"
@@ -170,10 +170,10 @@ def plot_racks(table: pd.DataFrame) -> Figure:
     palette = SYSTEM_COLORS | {SCATTERED: BLACK}
     markers, dashes = (SYSTEM_STYLE[name] | {SCATTERED: each} for name, each in (("markers", "."), ("dashes", (1, 1))))
     style = {"palette": palette, "markers": markers, "dashes": dashes, "errorbar": None}
-    grid = curves(rows, "failed_racks", "recovery", "case", facet_kws={"sharex": False}, **style)
+    labels = ("Racks that fail", "Recovery probability")
+    grid = curves(rows, "failed_racks", "recovery", "case", *labels, facet_kws={"sharex": False}, **style)
     for ax in grid.axes.flat:
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
-    grid.set_axis_labels("Racks that fail", "Recovery probability")
     return grid.figure
 
 
@@ -201,9 +201,8 @@ def plot_choosing_f(table: pd.DataFrame) -> Figure:
     rows = rows[rows["rate_per_hour"] == rows["rate_per_hour"].median()]
     rows = rows.assign(case=named(rows, CLUSTER))
     rows = rows.melt(["case", "system", "min_replicas"], ["hours", "max_load_ratio"], var_name="measure")
-    shared = {"sharey": "row", "sharex": "col"}
-    grid = curves(rows, "min_replicas", "value", "case", row="measure", height_in=3.8, facet_kws=shared)
-    grid.set_titles("").set_axis_labels("f, least replicas")
+    options = {"row": "measure", "height_in": 3.8, "facet_kws": {"sharey": "row", "sharex": "col"}}
+    grid = curves(rows, "min_replicas", "value", "case", "f, least replicas", **options).set_titles("")
     for ax, title in zip(grid.axes[0], grid.col_names, strict=True):
         ax.set(title=title, yscale="log")
         ax.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -235,8 +234,8 @@ def plot_time_to_loss(table: pd.DataFrame) -> Figure:
 
 
 FIGURES = {
-    "lazarus-racks": picture("23_racks", plot_racks),
-    "lazarus-losses-at-once": picture("23_losses_at_once", plot_losses_at_once),
-    "lazarus-choosing-f": picture("23_choosing_f", plot_choosing_f),
-    "lazarus-time-to-loss": picture("23_choosing_f", plot_time_to_loss),
+    "lazarus-racks": Picture("23_racks", plot_racks),
+    "lazarus-losses-at-once": Picture("23_losses_at_once", plot_losses_at_once),
+    "lazarus-choosing-f": Picture("23_choosing_f", plot_choosing_f),
+    "lazarus-time-to-loss": Picture("23_choosing_f", plot_time_to_loss),
 }

@@ -11,8 +11,8 @@ import seaborn as sns
 from matplotlib.figure import Figure
 
 from artifact import elastic_moe as moe
-from figures.lazarus.drawing import named, picture, stacked_bars
-from figures.style import BLUE, CYCLE, GREY, facets, subplots
+from figures.lazarus.drawing import named, stacked_bars
+from figures.style import BLUE, CYCLE, GREY, Picture, facets, subplots
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,12 +34,8 @@ def recoveries(*, nodes: int, steps: int, points: Sequence[str], preset: str, se
             generations = [event for event in result.events if event["event"] == "generation"]
             mended = next(event for event in generations if event["at_s"] > failure["at_s"])
             start = died = failure["failed_at_s"]
-            ends = {
-                "detect": failure["at_s"],
-                "stop all": mended["stopped_s"],
-                "plan": mended["planned_s"],
-                "new group, move experts": mended["at_s"],
-            }
+            ends = {"detect": failure["at_s"], "stop all": mended["stopped_s"], "plan": mended["planned_s"]}
+            ends["new group, move experts"] = mended["at_s"]
             for phase, end in ends.items():
                 row = {"point": point, "phase": phase, "start_ms": 1e3 * (start - died), "end_ms": 1e3 * (end - died)}
                 rows.append(row | {"transferred_mb": failure["transferred_bytes"] / 1e6})
@@ -53,15 +49,9 @@ def equal_losses(
     """The loss of each step, of processes that are killed and join, and of one process that holds everything."""
     result = moe.train(nodes=nodes, steps=steps, preset=preset, kills=kills, joins=joins, seed=seed)
     alone = losses_in_one_process(moe.PRESETS[preset], seed, steps)
-    return pd.DataFrame(
-        {
-            "step": range(steps),
-            "loss": result.losses,
-            "loss_in_one_process": alone,
-            "relative_difference": [abs(a - b) / b for a, b in zip(result.losses, alone, strict=True)],
-            "nodes": [len(members) for members in result.members],
-        }
-    )
+    table = pd.DataFrame({"step": range(steps), "loss": result.losses, "loss_in_one_process": alone})
+    difference = (table["loss"] - table["loss_in_one_process"]).abs() / table["loss_in_one_process"]
+    return table.assign(relative_difference=difference, nodes=[len(members) for members in result.members])
 
 
 def systems(
@@ -91,19 +81,11 @@ def systems(
             trace = moe.FailureTrace("as it was", tuple(range(nodes)), events)
             minutes = result.seconds / 60
             simulated = moe.simulate(preset, system, trace, testbed, minutes, checkpoint_steps=checkpoint_interval)
-            rows.append(
-                {
-                    "system": label,
-                    "steps": steps,
-                    "seconds": result.seconds,
-                    "tokens_per_s": result.tokens_per_second,
-                    "simulated_tokens_per_s": simulated.steps * moe.PRESETS[preset].step_tokens / result.seconds,
-                    "outage_s": sum(failure["outage_s"] for failure in result.failures),
-                    "lost_steps": result.lost_steps,
-                    "restarts": result.restarts,
-                    "nodes_at_end": len(result.members[-1]),
-                }
-            )
+            row = {"system": label, "steps": steps, "seconds": result.seconds, "tokens_per_s": result.tokens_per_second}
+            row |= {"simulated_tokens_per_s": simulated.steps * moe.PRESETS[preset].step_tokens / result.seconds}
+            row |= {"outage_s": sum(failure["outage_s"] for failure in result.failures)}
+            row |= {"lost_steps": result.lost_steps, "restarts": result.restarts}
+            rows.append(row | {"nodes_at_end": len(result.members[-1])})
     return pd.DataFrame(rows)
 
 
@@ -123,13 +105,8 @@ def _calibrated(most: int, least: int, options: dict[str, Any]) -> moe.TimeModel
     for system in ("lazarus", "ds"):
         result = moe.train(nodes=most, system=system, kills=[(0, steps // 2, "backward")], **options)
         outages[system] = result.failures[0]["outage_s"]
-    return moe.calibrated_testbed(
-        "measured-cpu",
-        step_s=step_s,
-        outage_s=outages["lazarus"],
-        restart_s=outages["ds"],
-        checkpoint_s=median(checkpoints),
-    )
+    once = {"outage_s": outages["lazarus"], "restart_s": outages["ds"], "checkpoint_s": median(checkpoints)}
+    return moe.calibrated_testbed("measured-cpu", step_s=step_s, **once)
 
 
 def losses_in_one_process(preset: moe.Preset, seed: int, steps: int) -> list[float]:
@@ -197,13 +174,8 @@ def plot_systems(table: pd.DataFrame) -> Figure:
     return grid.figure
 
 
-def simulator_error_pct(table: pd.DataFrame) -> float:
-    """Largest difference of the simulated throughput from the measured one, in percent of that."""
-    return float((100 * (table["simulated_tokens_per_s"] / table["tokens_per_s"] - 1).abs()).max())
-
-
 FIGURES = {
-    "lazarus-recoveries": picture("28_recoveries", plot_recoveries),
-    "lazarus-equal-losses": picture("28_equal_losses", plot_equal_losses),
-    "lazarus-real-systems": picture("28_systems", plot_systems),
+    "lazarus-recoveries": Picture("28_recoveries", plot_recoveries),
+    "lazarus-equal-losses": Picture("28_equal_losses", plot_equal_losses),
+    "lazarus-real-systems": Picture("28_systems", plot_systems),
 }

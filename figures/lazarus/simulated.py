@@ -1,7 +1,10 @@
-"""Failures on ten nodes, simulated: on schedule (notebook 25: figures 6, 7, 10a, 14), spot instances (26: 9, 11)."""
+"""Failures in simulation: on schedule (notebook 25: figures 6, 7, 10a, 14), on spot instances (26: figures 9 and 11),
+on larger clusters (27: figures 12 and 13), and how long the simulator itself takes."""
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import product
@@ -14,19 +17,24 @@ from matplotlib.figure import Figure
 
 from artifact import elastic_moe as moe
 from artifact.elastic_moe.simulation.layouts import GroupLayout, replicated_layout
-from figures.lazarus.drawing import curves, data_of, named, picture, plot_gains, stacked_bars
+from figures.lazarus.drawing import curves, data_of, named, plot_gains, stacked_bars
 from figures.lazarus.planners import NODES
-from figures.style import BLUE, COLUMN_WIDTH_IN, CYAN, GREEN, GREY, RED, SYSTEM_COLORS, YELLOW, subplots
+from figures.style import BLUE, COLUMN_WIDTH_IN, CYAN, GREEN, GREY, RED, SYSTEM_COLORS, YELLOW, Picture, subplots
 
+Steps = Mapping[str, Any]
 SYSTEMS = ("lazarus", "ds", "ds-ft")
-CHECKPOINT_STEPS: Mapping[int, Mapping[str, Any]] = {
+OWN: Steps = dict.fromkeys(SYSTEMS, "own")
+CHECKPOINT_STEPS: Mapping[int, Steps] = {
     5: {"lazarus": None, "ds": 50, "ds-ft": 250},
     40: {"lazarus": None, "ds": 200, "ds-ft": 1000},
 }
 """Steps between checkpoints, by the interval of the failures in minutes (Lazarus, section 6.2)."""
 
+Case = tuple[dict[str, Any], moe.FailureTrace, float, Steps]
+"""Dimensions of a run, its failures, its minutes, and steps between checkpoints by system."""
+
 PHASE_COLORS: dict[str, str] = dict(zip(moe.PHASES, (BLUE, YELLOW, CYAN, GREEN, RED, GREY), strict=True))
-Case = tuple[dict[str, Any], moe.FailureTrace, float, Mapping[str, Any]]
+GPUS_A_NODE = 8
 
 
 def controlled_failures(
@@ -43,18 +51,16 @@ def controlled_failures(
         ({"interval_min": each, "seed": order}, failing(each, NODES, seed=order), 6 * each, CHECKPOINT_STEPS[each])
         for each, order in product(intervals_min, range(seed, seed + seeds))
     ]
-    return pd.DataFrame(run_row(result, **case) for case, _, result in _runs(models, cases))
+    return _table(_workloads(models), cases)
 
 
 def without_failures(*, models: Sequence[str], minutes: float) -> pd.DataFrame:
     """The same systems while nothing fails and nothing is saved. One row per (model, system)."""
-    cases: list[Case] = [
-        ({}, moe.FailureTrace("none", tuple(range(NODES)), ()), minutes, {"lazarus": None, "ds": None})
-    ]
+    calm = moe.FailureTrace("none", tuple(range(NODES)), ())
     rows = []
-    for case, _, result in _runs(models, cases):
+    for case, result in _runs(_workloads(models), [({}, calm, minutes, {"lazarus": None, "ds": None})]):
         training = sum(segment.samples for segment in result.segments) / result.seconds["training"]
-        rows.append(run_row(result, **case) | {"training_samples_per_s": training})
+        rows.append(_row(case, result) | {"training_samples_per_s": training})
     return pd.DataFrame(rows)
 
 
@@ -69,8 +75,8 @@ def spot_trace(*, models: Sequence[str], minutes: Sequence[float], strides: Sequ
         trace = moe.spot_failures(cap=NODES, minutes=length, stride=stride)
         lost = [len(event.nodes) for event in trace.events if event.kind == "fail"]
         case = {"trace": trace.name, "minutes": length, "stride": stride, "losses": len(lost)}
-        cases.append((case | {"most_lost": max(lost, default=0)}, trace, length, dict.fromkeys(SYSTEMS, "own")))
-    return pd.DataFrame(run_row(result, **case) for case, _, result in _runs(models, cases))
+        cases.append((case | {"most_lost": max(lost, default=0)}, trace, length, OWN))
+    return _table(_workloads(models), cases)
 
 
 def timeline(*, models: Sequence[str], interval_min: int, window_s: float = 10.0, seed: int = 0) -> pd.DataFrame:
@@ -81,8 +87,7 @@ def timeline(*, models: Sequence[str], interval_min: int, window_s: float = 10.0
 
 def spot_timeline(*, models: Sequence[str], minutes: float, stride: int, window_s: float = 60.0) -> pd.DataFrame:
     """One run of each system on the trace p3 (figure 9), as `_windows`; stride: as in `spot_trace`."""
-    trace = moe.spot_failures(cap=NODES, minutes=minutes, stride=stride)
-    return _windows(models, trace, minutes, dict.fromkeys(SYSTEMS, "own"), window_s)
+    return _windows(models, moe.spot_failures(cap=NODES, minutes=minutes, stride=stride), minutes, OWN, window_s)
 
 
 def load_ratio(*, ratios: Sequence[float], num_nodes: int = NODES) -> pd.DataFrame:
@@ -104,7 +109,83 @@ def load_ratio(*, ratios: Sequence[float], num_nodes: int = NODES) -> pd.DataFra
     return pd.DataFrame(rows)
 
 
-def run_row(result: moe.SimulationResult, **case: Any) -> dict[str, Any]:
+def sixteen_nodes(*, models: Sequence[str], seeds: int, micro_batches: int = 20, seed: int = 0) -> pd.DataFrame:
+    """16 g5.2xlarge, gradients accumulated, a node fails each 5 minutes until half are left, 45 minutes (figure 12).
+
+    seeds: orders in which nodes fail, from `seed` on
+    Checkpoints and rebalances come after as many micro-batches as elsewhere, so that their steps are divided.
+    One row per (model, system, seed).
+    """
+    works = [moe.gpt_workload(moe.PRESETS[model], micro_batches=micro_batches) for model in models]
+    steps = {"lazarus": None, "tutel": math.ceil(50 / micro_batches), "tutel-ft": math.ceil(250 / micro_batches)}
+    orders = range(seed, seed + seeds)
+    cases = [({"seed": order}, moe.periodic_failures(5, 16, seed=order), 45, steps) for order in orders]
+    return _table(works, cases, "a10g", rebalance_steps=math.ceil(200 / micro_batches))
+
+
+def deepseek_v3(
+    *, cases: Sequence[tuple[int, float]], trials: int, samples: int, most_hours: float = 400, seed: int = 0
+) -> pd.DataFrame:
+    """DeepSeek-V3 on nodes of 8 H200, each of which fails within an hour with probability p (figure 13).
+
+    A node that fails comes back an hour later. DS checkpoints as often as pays (Young: the square root of twice the
+    time of a checkpoint times the time between failures), the others, as in the smaller runs, a fifth as often.
+    cases: (GPUs, p); a run ends after `samples` samples, or at most_hours; trials: from `seed` on
+    One row per (gpus, p, trial, system); hours are the time that `samples` samples take at the run's mean throughput.
+    """
+    work, testbed = moe.WORKLOADS["DeepSeek-V3"], moe.TESTBEDS["h200-deepseek-v3"]
+    layouts = moe.LayoutCache(work, moe.default_loads(work))
+    runs: list[Case] = []
+    for gpus, chance in cases:
+        nodes, rate = gpus // GPUS_A_NODE, -math.log1p(-chance)
+        pays_s = math.sqrt(2 * testbed.checkpoint_s(work, nodes) * 3600 / (nodes * rate))
+        steps = {}
+        for system, factor in zip(SYSTEMS, (5, 1, 5), strict=True):
+            layout = layouts.of(moe.SIMULATED_SYSTEMS[system], nodes, 0)
+            assert layout is not None
+            steps[system] = max(1, round(factor * pays_s / testbed.step_s(work, system, layout, layouts.share_LE(0))))
+        for trial in range(seed, seed + trials):
+            trace = moe.poisson_failures(rate, nodes, most_hours, repair_hours=1, seed=trial)
+            runs.append(({"gpus": gpus, "p": chance, "trial": trial}, trace, 60 * most_hours, steps))
+    table = _table([work], runs, testbed, until_samples=samples).drop(columns=["loads", "model"])
+    return table.assign(hours=samples / table["samples_per_s"] / 3600)
+
+
+def large_cluster(*, cases: Sequence[tuple[int, float]], rate_per_hour: float, seed: int = 0) -> pd.DataFrame:
+    """How long the simulator itself takes: GPT-L, nodes that fail at a rate and come back after an hour.
+
+    A store for checkpoints grows with the cluster: 1 Gb/s a node. cases: (nodes, hours)
+    One row per (nodes, hours, system), `seconds` being wall time.
+    """
+    rows = []
+    for (nodes, hours), system in product(cases, SYSTEMS):
+        testbed = replace(moe.TESTBEDS["paper-gpu"], storage_gbps=nodes)
+        trace = moe.poisson_failures(rate_per_hour, nodes, hours, repair_hours=1, seed=seed)
+        start = time.perf_counter()
+        result = moe.simulate("GPT-L", system, trace, testbed, 60 * hours)
+        case = {"nodes": nodes, "hours": hours, "events": len(trace.events), "seconds": time.perf_counter() - start}
+        rows.append(_row(case, result))
+    return pd.DataFrame(rows)
+
+
+def _workloads(models: Sequence[str]) -> list[moe.Workload]:
+    return [moe.WORKLOADS[model] for model in models]
+
+
+def _runs(
+    works: Iterable[moe.Workload], cases: Iterable[Case], testbed: str | moe.TimeModel = "paper-gpu", **options: Any
+) -> Iterator[tuple[dict[str, Any], moe.SimulationResult]]:
+    """Each model and system in each case, with the names of its loads and of the model."""
+    for work in works:
+        layouts = moe.LayoutCache(work, moe.default_loads(work))
+        for case, trace, minutes, steps in cases:
+            for system, each in steps.items():
+                settings: dict[str, Any] = {"loads": layouts, "checkpoint_steps": each, **options}
+                result = moe.simulate(work, system, trace, testbed, minutes, **settings)
+                yield {"loads": layouts.loads.name, "model": work.name, **case}, result
+
+
+def _row(case: dict[str, Any], result: moe.SimulationResult) -> dict[str, Any]:
     """The row of a run in a table."""
     columns = ("samples", "samples_per_s", "steps", "lost_steps", "restarts", "reconfigurations")
     row = {**case, "system": moe.SIMULATED_SYSTEMS[result.system].label}
@@ -112,20 +193,12 @@ def run_row(result: moe.SimulationResult, **case: Any) -> dict[str, Any]:
     return row | {f"{phase}_s": result.seconds[phase] for phase in moe.PHASES}
 
 
-def _runs(
-    models: Sequence[str], cases: Iterable[Case]
-) -> Iterator[tuple[dict[str, Any], moe.FailureTrace, moe.SimulationResult]]:
-    """Each model and system in each case: dimensions, failures, minutes, and steps between checkpoints by system."""
-    for model in models:
-        layouts = moe.LayoutCache(moe.WORKLOADS[model], moe.default_loads(moe.WORKLOADS[model]))
-        for case, trace, minutes, steps in cases:
-            for system, each in steps.items():
-                result = moe.simulate(model, system, trace, "paper-gpu", minutes, loads=layouts, checkpoint_steps=each)
-                yield {"loads": layouts.loads.name, "model": model, **case}, trace, result
+def _table(works: Iterable[moe.Workload], cases: Iterable[Case], *testbed: Any, **options: Any) -> pd.DataFrame:
+    return pd.DataFrame(_row(*run) for run in _runs(works, cases, *testbed, **options))
 
 
 def _windows(
-    models: Sequence[str], trace: moe.FailureTrace, minutes: float, steps: Mapping[str, Any], window_s: float
+    models: Sequence[str], trace: moe.FailureTrace, minutes: float, steps: Steps, window_s: float
 ) -> pd.DataFrame:
     """Samples a second over time. One row per (model, system, minute), the middle of a window.
 
@@ -133,7 +206,7 @@ def _windows(
     """
     losses = [(event.time_s, len(event.nodes)) for event in trace.events if event.kind == "fail"]
     rows = []
-    for case, _, result in _runs(models, [({"trace": trace.name}, trace, minutes, steps)]):
+    for case, result in _runs(_workloads(models), [({"trace": trace.name}, trace, minutes, steps)]):
         edges = [0.0] + [segment.end_s for segment in result.segments]
         done = np.cumsum([0] + [segment.samples for segment in result.segments])
         starts = np.arange(0, result.total_s - window_s + 1e-6, window_s)
@@ -156,8 +229,7 @@ def _last_first(interval_min: float, num_nodes: int, seed: int) -> moe.FailureTr
 def plot_controlled(table: pd.DataFrame) -> Figure:
     """Samples that Lazarus trains over those of DS and DS(FT), simulated, on ten nodes of which one fails at a time
     until half are left (Lazarus, figures 6 and 7)."""
-    runs = ["model", "interval_min", "seed"]
-    figure = plot_gains(table, "25_controlled_failures", runs, panel="interval_min", sharey=False)
+    figure = plot_gains(table, "25_controlled_failures", panel="interval_min", sharey=False)
     for ax, interval in zip(figure.axes, table["interval_min"].unique(), strict=True):
         ax.set_title(f"A failure each {interval} minutes ({data_of(table)} loads)")
     return figure
@@ -166,8 +238,7 @@ def plot_controlled(table: pd.DataFrame) -> Figure:
 def plot_idle(table: pd.DataFrame) -> Figure:
     """Samples that Lazarus trains over those of DS and DS(FT), simulated, while failures hit the nodes that DS leaves
     idle (Lazarus, figure 14)."""
-    runs = ["model", "interval_min", "seed"]
-    figure = plot_gains(table, "25_idle_first", runs, panel="interval_min", width_in=COLUMN_WIDTH_IN)
+    figure = plot_gains(table, "25_idle_first", panel="interval_min", width_in=COLUMN_WIDTH_IN)
     figure.axes[0].set_title(f"Idle nodes fail first, one each 5 minutes\n({data_of(table)} loads)")
     return figure
 
@@ -177,9 +248,9 @@ def plot_spot(table: pd.DataFrame) -> Figure:
     (Lazarus, figure 9): as recorded, and with every second machine of the file, a what-if."""
     rows = table.assign(machines=[f"machines 0, {n}, {2 * n} ..." if n > 1 else "as recorded" for n in table["stride"]])
     names = named(rows, "{trace}, {minutes:g} min,\n{machines}")
-    runs = ["model", "minutes", "stride", "case"]
-    figure = plot_gains(table.assign(case=names), "26_spot_traces", runs, panel="case", col_order=dict.fromkeys(names))
-    for ax, name in zip(figure.axes, dict.fromkeys(names), strict=True):
+    order = list(dict.fromkeys(names))
+    figure = plot_gains(table.assign(case=names), "26_spot_traces", panel="case", col_order=order)
+    for ax, name in zip(figure.axes, order, strict=True):
         ax.set_title(name)
     return figure
 
@@ -213,11 +284,11 @@ def plot_load_ratio(table: pd.DataFrame) -> Figure:
     and its passes without the reduction of gradients."""
     labels = {"samples_per_s": "Throughput (samples/s)", "layer_ms": "Passes of the layer (ms)"}
     rows = table.melt(["ratio", "system"], list(labels), var_name="measure")
-    grid = curves(rows, "ratio", "value", "measure", facet_kws={"sharey": False})
+    label = "Load of one expert over the others'"
+    grid = curves(rows, "ratio", "value", "measure", label, facet_kws={"sharey": False})
     for measure, ax in grid.axes_dict.items():
         ax.set(title="One layer of 8 experts, generated loads", ylabel=labels[measure], ylim=(0, None))
-    grid.set(xticks=sorted(table["ratio"].unique()), xlabel="Load of one expert over the others'")
-    return grid.figure
+    return grid.set(xticks=sorted(table["ratio"].unique())).figure
 
 
 def plot_breakdown(table: pd.DataFrame) -> Figure:
@@ -232,35 +303,45 @@ def plot_breakdown(table: pd.DataFrame) -> Figure:
     return figure
 
 
-def _share_pct(table: pd.DataFrame, system: str, *phases: str) -> float:
-    """Share of 80 minutes of p3 that GPT-L's run of a system spends in some phases, in %."""
-    rows = table.query("trace == 'p3' and model == 'GPT-L' and minutes == 80 and stride == 1 and system == @system")
-    spent = rows[[f"{phase}_s" for phase in moe.PHASES]].sum()
-    return float(100 * spent[[f"{phase}_s" for phase in phases]].sum() / spent.sum()) if len(rows) else np.nan
+def plot_sixteen_nodes(table: pd.DataFrame) -> Figure:
+    """Samples that Lazarus trains over those of Tutel and Tutel(FT), simulated, on 16 nodes with links of 10 Gb/s, of
+    which one fails each 5 minutes (Lazarus, figure 12)."""
+    rows = table.assign(cluster="16 nodes")
+    figure = plot_gains(rows, "27_sixteen_nodes", panel="cluster", width_in=COLUMN_WIDTH_IN)
+    figure.axes[0].set_title(f"16 nodes, 10 Gb/s ({data_of(table)} loads)")
+    return figure
 
 
-def replanning_pct_l(table: pd.DataFrame) -> float:
-    """Share of the time that Lazarus reconfigures and rebalances, in %."""
-    return _share_pct(table, "Lazarus", "reconfiguring", "rebalancing")
-
-
-def ds_overhead_pct_l(table: pd.DataFrame) -> float:
-    """Share of the time of DS's checkpoints and restarts, in %."""
-    return _share_pct(table, "DS", "checkpointing", "restarting")
-
-
-def dsft_restart_pct_l(table: pd.DataFrame) -> float:
-    """Share of the time that DS(FT) restarts, in %."""
-    return _share_pct(table, "DS(FT)", "restarting")
+def plot_deepseek_v3(table: pd.DataFrame) -> Figure:
+    """Throughput of Lazarus over that of DS and DS(FT) on DeepSeek-V3, simulated (Lazarus, figure 13). A diamond is the
+    paper's gain over the system that has the colour of its edge."""
+    panels = {
+        "512 GPUs": ("p", table["gpus"] == 512, "Probability p of a node's failure in an hour"),
+        "p = 0.05": ("gpus", table["p"] == 0.05, "GPUs"),
+    }
+    rows = pd.concat(table[kept].assign(panel=panel, at=table[x][kept]) for panel, (x, kept, _) in panels.items())
+    rows = rows.sort_values("at", kind="stable")
+    axes: dict[str, Any] = {"x": "at", "panel": "panel", "kind": "point", "value": "samples_per_s", "sharex": False}
+    order = [panel for panel in panels if panel in set(rows["panel"])]
+    figure = plot_gains(rows, "27_deepseek_v3", **axes, col_order=order)
+    for ax, panel in zip(figure.axes, order, strict=True):
+        ax.set(title=f"DeepSeek-V3, generated loads, {panel}", xlabel=panels[panel][2])
+        ax.set_xticks(*zip(*enumerate(f"{at:g}" for at in rows["at"][rows["panel"] == panel].unique()), strict=True))
+        ax.set_yscale("log", base=2)
+        ax.set_yticks([1, 2, 4, 8, 16], ["1", "2", "4", "8", "16"])
+    return figure
 
 
 ORDERS = "whiskers reach from the least to the largest gain of all orders in which nodes fail"
+TRIALS = "whiskers reach from the least to the largest gain of all trials"
 FIGURES = {
-    "lazarus-fig6-7": picture("25_controlled_failures", plot_controlled, ORDERS),
-    "lazarus-fig6-timeline": picture("25_timeline", plot_timeline),
-    "lazarus-fig10a": picture("25_load_ratio", plot_load_ratio),
-    "lazarus-fig14": picture("25_idle_first", plot_idle),
-    "lazarus-fig9": picture("26_spot_traces", plot_spot),
-    "lazarus-fig9-timeline": picture("26_timeline", plot_timeline),
-    "lazarus-fig11": picture("26_spot_traces", plot_breakdown),
+    "lazarus-fig6-7": Picture("25_controlled_failures", plot_controlled, interval=ORDERS),
+    "lazarus-fig6-timeline": Picture("25_timeline", plot_timeline),
+    "lazarus-fig10a": Picture("25_load_ratio", plot_load_ratio),
+    "lazarus-fig14": Picture("25_idle_first", plot_idle),
+    "lazarus-fig9": Picture("26_spot_traces", plot_spot),
+    "lazarus-fig9-timeline": Picture("26_timeline", plot_timeline),
+    "lazarus-fig11": Picture("26_spot_traces", plot_breakdown),
+    "lazarus-fig12": Picture("27_sixteen_nodes", plot_sixteen_nodes, interval=ORDERS),
+    "lazarus-fig13": Picture("27_deepseek_v3", plot_deepseek_v3, interval=TRIALS),
 }

@@ -7,7 +7,7 @@ import pytest
 
 from artifact.elastic_moe import PHASES, periodic_failures, simulate, spot_failures
 from figures import claims
-from figures.lazarus import scale, simulated
+from figures.lazarus import simulated
 
 MODELS = ["GPT-S", "GPT-L"]
 GAINS = {6: ("s-ds", "l-ds", "s-dsft", "l-dsft"), 7: ("s-ds", "l-ds")}
@@ -28,8 +28,8 @@ def tables():
         "25_idle_first": simulated.controlled_failures(models=MODELS, intervals_min=[5], seeds=1, idle_first=True),
         "26_spot_traces": simulated.spot_trace(models=MODELS, minutes=[80], strides=[1, 2]),
         "26_timeline": simulated.spot_timeline(models=["GPT-S"], minutes=40, stride=2),
-        "27_sixteen_nodes": scale.sixteen_nodes(models=MODELS, seeds=1),
-        "27_deepseek_v3": scale.deepseek_v3(cases=[(512, 0.15), (256, 0.05)], trials=1, samples=200_000),
+        "27_sixteen_nodes": simulated.sixteen_nodes(models=MODELS, seeds=1),
+        "27_deepseek_v3": simulated.deepseek_v3(cases=[(512, 0.15), (256, 0.05)], trials=1, samples=200_000),
     }
 
 
@@ -43,7 +43,7 @@ def test_every_table_has_one_row_a_trial(tables):
 
 
 def test_every_figure_is_drawn(tables):
-    for picture in (simulated.FIGURES | scale.FIGURES).values():
+    for picture in simulated.FIGURES.values():
         assert picture.plot(tables[picture.table]).axes
 
 
@@ -105,5 +105,5 @@ def test_claims_worked_by_hand():
 
 def test_a_probability_alone_is_drawn_in_the_one_panel_that_it_belongs_to(tables):
     table = tables["27_deepseek_v3"].query("gpus == 512")
-    (ax,) = scale.plot_deepseek_v3(table.assign(p=0.3)).axes
+    (ax,) = simulated.plot_deepseek_v3(table.assign(p=0.3)).axes
     assert "512 GPUs" in ax.get_title()

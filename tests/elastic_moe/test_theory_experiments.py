@@ -6,10 +6,10 @@ import pytest
 
 from artifact.elastic_moe import recovery
 from figures import claims
-from figures.lazarus import idea, model_recovery, optimality
+from figures.lazarus import model_recovery, placements
 from figures.lazarus.planners import loads_of
 
-FIGURES = idea.FIGURES | optimality.FIGURES | model_recovery.FIGURES
+FIGURES = placements.FIGURES | model_recovery.FIGURES
 TESTBED = ["GPT-S", "GPT-L"]
 
 
@@ -21,13 +21,13 @@ def value(claim_id, table):
 def tables():
     """Every table of this part, small."""
     return {
-        "20_load_skew": idea.load_skew(traces=["smartmoe", "olmoe"]),
-        "20_worked_examples": idea.worked_examples(),
-        "21_counterexamples": optimality.counterexamples(),
-        "21_small_cases": optimality.small_cases(sizes=[(4, 2), (4, 3), (5, 2)], max_experts=8, most=40),
-        "21_hot_expert": optimality.hot_expert(ratios=[1, 4], seeds=3),
-        "21_balance": optimality.balance_and_survival(seeds=3),
-        "21_placement_time": optimality.placement_time(sizes=[(10, 6, 16), (128, 8, 256)], repeats=1),
+        "20_load_skew": placements.load_skew(traces=["smartmoe", "olmoe"]),
+        "20_worked_examples": placements.worked_examples(),
+        "21_counterexamples": placements.counterexamples(),
+        "21_small_cases": placements.small_cases(sizes=[(4, 2), (4, 3), (5, 2)], max_experts=8, most=40),
+        "21_hot_expert": placements.hot_expert(ratios=[1, 4], seeds=3),
+        "21_balance": placements.balance_and_survival(seeds=3),
+        "21_placement_time": placements.placement_time(sizes=[(10, 6, 16), (128, 8, 256)], repeats=1),
         "22_recovery": model_recovery.model_recovery(models=TESTBED, iterations=[201]),
         "22_node_orders": model_recovery.node_orders(models=["GPT-L"], iterations=[201], seeds=2),
         "22_transferred": model_recovery.transferred(cases=[("GPT-S", 201, 2)], most=4),
@@ -95,7 +95,7 @@ def test_mro_is_optimal_where_its_groups_are_whole_and_nothing_is_above_the_boun
 
 
 def test_partitions_are_all_rising_sequences():
-    found = list(optimality._partitions(8, 3))
+    found = list(placements._partitions(8, 3))
     assert len(found) == len(set(found)) == 5  # 116, 125, 134, 224, 233
     assert all(sum(each) == 8 and list(each) == sorted(each) for each in found)
 
