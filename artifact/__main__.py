@@ -5,12 +5,13 @@ from __future__ import annotations
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
 from artifact import systems
 from artifact.datasets import DatasetUnavailable
+from artifact.datasets.commands import data, data_list
 
 SHOWN = (
     "torch",
@@ -31,7 +32,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-data = typer.Typer(help="Data sets: what is at hand, and downloads.", no_args_is_help=True)
 app.add_typer(data, name="data")
 
 # A wrong command, option or value. Typer has this class of click's but exports only its subclasses.
@@ -56,38 +56,6 @@ def doctor() -> None:
     print(f"tc, root      {limited}")
     print()
     data_list()
-
-
-@data.command("list")
-def data_list() -> None:
-    """List the data sets, and where each would come from."""
-    from artifact import datasets
-
-    for name in datasets.names():
-        entry = datasets.get(name)
-        download = "can be downloaded" if entry.url else "not at hand; no public download"
-        state = "at hand" if datasets.available(name) else download
-        print(f"{name:<23} {entry.size_bytes / 1e6:6.2f} MB  {state:<31}  {entry.licence}")
-
-
-@data.command("fetch")
-def data_fetch(
-    names: Annotated[list[str] | None, typer.Argument(metavar="NAME", help="data sets to fetch")] = None,
-    everything: Annotated[bool, typer.Option("--all", help="fetch all that can be fetched")] = False,
-) -> None:
-    """Bring data sets to this machine, their sha256 checked."""
-    from artifact import datasets
-
-    if bool(names) == everything:
-        raise ValueError("data fetch takes either NAME or --all")
-    absent = []
-    for name in datasets.names() if everything else names or []:
-        try:
-            print(f"{name:<23} {datasets.path(name)}")
-        except DatasetUnavailable as error:
-            absent.append(f"{error}")
-    if absent:
-        raise DatasetUnavailable("\n       ".join(absent))
 
 
 def _version(package: str) -> str:
