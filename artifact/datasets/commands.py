@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated
 
@@ -14,7 +16,6 @@ from artifact.datasets.sources import offline
 data = typer.Typer(help="Data sets: what is at hand, downloads, and rebuilding from raw files.", no_args_is_help=True)
 
 Names = Annotated[list[str] | None, typer.Argument(metavar="NAME", help="data sets")]
-All = Annotated[bool, typer.Option("--all", help="every data set that can be had")]
 
 
 @data.command("list")
@@ -30,42 +31,29 @@ def data_list() -> None:
 
 
 @data.command("fetch")
-def data_fetch(names: Names = None, everything: All = False) -> None:
+def data_fetch(
+    names: Names = None,
+    everything: Annotated[bool, typer.Option("--all", help="every data set that can be had")] = False,
+) -> None:
     """Bring data sets to this machine, made from their public sources; the sha256 of the content is checked."""
     if bool(names) == everything:
         raise ValueError("data fetch takes either NAME or --all")
-    absent = []
-    for name in datasets.names() if everything else names or []:
-        try:
-            print(f"{name:<23} {datasets.path(name)}")
-        except DatasetUnavailable as error:
-            absent.append(f"{error}")
-    if absent:
-        raise DatasetUnavailable("\n       ".join(absent))
+    _each(datasets.names() if everything else names or [], datasets.path)
+
+
+@data.command("verify")
+def data_verify(names: Names = None) -> None:
+    """Hash the content of data sets that are at hand again, by default of all."""
+    _each(names or filter(datasets.available, datasets.names()), datasets.verify)
 
 
 @data.command("build")
 def data_build(
     name: Annotated[str, typer.Argument(metavar="NAME", help="data set")],
-    source: Annotated[
-        Path, typer.Option(help="clone, unpacked archive or archive; for PyPI packages the directory with the wheels")
-    ],
+    source: Annotated[Path, typer.Option(help="clone, unpacked archive or archive; for PyPI packages, where they lie")],
 ) -> None:
     """Make a data set from raw files that are on this machine."""
     print(f"{name:<23} {datasets.build(name, source)}")
-
-
-@data.command("verify")
-def data_verify(names: Names = None) -> None:
-    """Hash the content of what is at hand again; by default of all data sets."""
-    wrong = []
-    for name in names or filter(datasets.available, datasets.names()):
-        try:
-            print(f"{name:<23} as registered: {datasets.verify(name)}")
-        except (ValueError, DatasetUnavailable) as error:
-            wrong.append(f"{error}")
-    if wrong:
-        raise ValueError("\n       ".join(wrong))
 
 
 @data.command("prepare")
@@ -80,7 +68,19 @@ def data_prepare(
         print(_line(dataset, state if had else "not to be had"), flush=True)
     for dataset, why in absent:
         numbers = ", ".join(f"{number:02}" for number in dataset.notebooks)
-        print(f"\n{dataset.name} (notebooks {numbers}) is not to be had: {why}")
+        print(f"\n{dataset.name}, read in {numbers}, is not to be had: {why}")
+
+
+def _each(names: Iterable[str], get: Callable[[str], Path]) -> None:
+    """Print the file of each; what fails is a line on stderr, and exit status 2 at the end."""
+    status = 0
+    for name in names:
+        try:
+            print(f"{name:<23} {get(name)}", flush=True)
+        except (DatasetUnavailable, ValueError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            status = 2
+    raise typer.Exit(status)
 
 
 def _line(dataset: Dataset, state: str) -> str:

@@ -109,6 +109,8 @@ def download(source: Source, directory: Path) -> Path:
     Raises:  DatasetUnavailable if the download fails
     """
     directory.mkdir(parents=True, exist_ok=True)
+    if sys.stderr.isatty():
+        print(f"{source.mb:g} MB from {source.origin}", file=sys.stderr)
     where = {"repository": source.repository, "commit": source.commit}
     if source.packages:
         _pip_download(source.packages, directory)

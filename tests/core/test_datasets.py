@@ -8,6 +8,7 @@ import re
 import socket
 import tarfile
 import threading
+import tomllib
 import zipfile
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,9 +17,10 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from typer.testing import CliRunner
 
 from artifact import datasets, paths
-from artifact.datasets import content, registry, sources
+from artifact.datasets import commands, content, registry, sources
 from artifact.datasets.recipes import RECIPES
 
 CONTENT = b"one\ntwo\n" * 5000
@@ -449,6 +451,55 @@ def test_preparing_goes_on_without_what_cannot_be_had(tmp_path, register, server
     assert [dataset.name for dataset, _ in datasets.prepare([21])] == ["gone"]
 
 
+# Commands
+
+
+@pytest.fixture
+def run(register):
+    def call(*arguments):
+        done = CliRunner().invoke(commands.data, arguments)
+        return done.exit_code, done.stdout, done.stderr
+
+    return call
+
+
+def test_list_says_what_is_at_hand_and_where_the_rest_comes_from(tmp_path, register, run, monkeypatch):
+    register(entry("first"), entry("second"), entry("third"))
+    put(with_mirror(tmp_path, monkeypatch), "first")
+    put(tmp_path / "cache", "second")
+    _, out, _ = run("list")
+    assert [line.split("  ")[0] for line in out.splitlines()] == ["first", "second", "third"]
+    for line, state in zip(out.splitlines(), ("in the mirror", "in the cache", "can be fetched"), strict=True):
+        assert re.search(rf"{state} +0\.04 MB +owner/name @ 01234567 +MIT$", line)
+    monkeypatch.setenv("ARTIFACT_OFFLINE", "1")
+    assert " offline " in run("list")[1].splitlines()[2]
+
+
+def test_fetch_and_verify_do_what_they_can_and_say_the_rest(tmp_path, register, run, server):
+    register(entry(), entry("gone"))
+    file = tmp_path / "cache" / "spot" / "open.csv"
+    status, out, err = run("fetch", "--all")
+    assert status == 2 and out.split() == ["open", str(file)]
+    assert err.startswith("error: data set gone is not at hand: 404") and len(err.splitlines()) == 1
+    assert run("verify") == (0, f"open                    {file}\n", "")
+    put(tmp_path / "cache", data=b"other")
+    status, _, err = run("verify", "open")
+    assert status == 2 and "sha256 of" in err
+
+
+def test_build_and_prepare(tmp_path, register, run, server):
+    register(entry(), entry("gone", notebook=7))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "open.csv").write_bytes(CONTENT)
+    status, out, _ = run("build", "open", "--source", str(tmp_path))
+    assert status == 0 and out.split()[1] == str(tmp_path / "cache" / "spot" / "open.csv")
+    status, out, _ = run("prepare")
+    rows, _, reason = out.partition("\n\n")
+    assert status == 0 and [row[24:38].strip() for row in rows.splitlines()] == ["at hand", "not to be had"]
+    assert reason.startswith("gone, read in 07, is not to be had: data set gone is not at hand: 404")
+    assert run("prepare", "1")[1].splitlines() == rows.splitlines()[:1]
+
+
 # Content
 
 
@@ -515,21 +566,28 @@ def test_each_registered_data_set_is_complete(name):
 def test_the_package_carries_the_registry_of_the_checkout():
     assert registry.FILE.resolve() == (paths.ROOT / "data" / "registry.toml").resolve()
     assert registry.FILE.parent == Path(datasets.__file__).parent
+    project = tomllib.loads((paths.ROOT / "pyproject.toml").read_text())
+    assert "datasets/registry.toml" in project["tool"]["setuptools"]["package-data"]["artifact"]
 
 
 def test_the_notebooks_of_each_data_set_are_those_whose_tables_name_it():
-    name_of = {"p3": "spot-p3", "swe-agent-collapsed": "swe-agent"}
-    read = {
-        (name_of.get(trace, trace), int(table.name[:2]))
-        for table in (paths.ROOT / "results" / "reference").glob("*.parquet")
-        for trace in set(pd.read_parquet(table).get("trace", []))
-    }
+    texts = ["wikitext2-valid", "wikitext2-test"]
+    names_of = {
+        "p3": ["spot-p3"], "swe-agent-collapsed": ["swe-agent"], "sgd-schemas": ["sgd", "sgd-schemas"],
+        "bert": texts, "lstm": [*texts, "tiny-shakespeare"], "topk-lstm": [*texts, "tiny-shakespeare"],
+        "topk-transformer": [*texts, "tiny-shakespeare"], "nmt": ["xquad-de", "xquad-en"], "deepfm": ["criteo"],
+    }  # fmt: skip
+    read = set()
+    for file in (paths.ROOT / "results" / "reference").glob("*.parquet"):
+        table = pd.read_parquet(file)
+        for label in {*table.get("trace", []), *table.get("workload", [])}:
+            for name in names_of.get(label.partition(":")[0], [label]):
+                read.add((name, int(file.name[:2])))
     read = {(name, notebook) for name, notebook in read if name in datasets.names()}
     declared = {(name, notebook) for name in datasets.names() for notebook in datasets.get(name).notebooks}
-    assert len(read) > 20 and read <= declared
-    assert {f"{notebook:02}" for _, notebook in declared} <= {
-        file.name[:2] for file in (paths.ROOT / "notebooks").glob("*.ipynb")
-    }
+    assert len(read) > 50 and read <= declared
+    there = {int(file.name[:2]) for file in (paths.ROOT / "notebooks").glob("*.ipynb")}
+    assert {notebook for _, notebook in declared} <= there
 
 
 @pytest.mark.parametrize("name", datasets.names())
