@@ -98,7 +98,7 @@ def unpack(archive: Path, patterns: tuple[str, ...], directory: Path) -> None:
             target.parent.mkdir(parents=True, exist_ok=True)
             with open_member() as stream, target.open("wb") as out:
                 copyfileobj(stream, out)
-    except (EOFError, tarfile.TarError, zipfile.BadZipFile, zlib.error) as error:
+    except (EOFError, RuntimeError, tarfile.TarError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"{archive} must be a whole archive, got {error!r}") from error
 
 
@@ -171,13 +171,11 @@ def _retrieve(url: str, target: Path) -> None:
         except requests.exceptions.ChunkedEncodingError as error:
             if attempt == ATTEMPTS:
                 raise DatasetUnavailable(f"{url} was cut off {ATTEMPTS} times") from error
-        except requests.HTTPError as error:
-            raise DatasetUnavailable(f"{error}") from error  # such as: 404 Client Error: Not Found for url: ...
         except (requests.ConnectionError, requests.Timeout) as error:
             _refused[host] = f"{host} cannot be reached or does not answer ({type(error).__name__})"
             raise DatasetUnavailable(_refused[host]) from error
-        except requests.RequestException as error:
-            raise DatasetUnavailable(f"{url} could not be downloaded ({type(error).__name__})") from error
+        except requests.RequestException as error:  # such as: 404 Client Error: Not Found for url: ...
+            raise DatasetUnavailable(f"{error}") from error
 
 
 def _pip_download(packages: tuple[str, ...], directory: Path) -> None:
