@@ -66,7 +66,7 @@ def register(tmp_path, monkeypatch):
 
 @pytest.fixture
 def server(monkeypatch):
-    """A server of files by path. `.cut` ends answers half way, as often as it says; `.silent` never answers."""
+    """A server of files by path. `.cut` ends answers half way, that many times; `.stalled` and `.silent` wait."""
     done = threading.Event()
 
     class Handler(BaseHTTPRequestHandler):
@@ -87,12 +87,15 @@ def server(monkeypatch):
                 self.end_headers()
                 web.cut[self.path] -= 1
                 self.wfile.write(data[: len(data) // 2] if web.cut[self.path] >= 0 else data)
+                if self.path in web.stalled:
+                    done.wait(20)
 
         def log_message(self, *arguments):
             pass
 
     web = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    web.files, web.moved, web.silent, web.cut, web.asked = {FILE_URL: CONTENT}, {}, set(), Counter(), []
+    web.files, web.moved, web.asked = {FILE_URL: CONTENT}, {}, []
+    web.silent, web.stalled, web.cut = set(), set(), Counter()
     thread = threading.Thread(target=web.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
     at = f"http://127.0.0.1:{web.server_port}"
@@ -270,9 +273,19 @@ def silent(server):
     server.silent.add(FILE_URL)
 
 
+def stalled(server):
+    server.cut[FILE_URL] = 99
+    server.stalled.add(FILE_URL)
+
+
 @pytest.mark.parametrize(
     ("fault", "told"),
-    [(cut_off, "was cut off 3 times"), (not_found, "404 Client Error"), (silent, "does not answer")],
+    [
+        (cut_off, "was cut off 3 times"),
+        (not_found, "404 Client Error"),
+        (silent, "does not answer"),
+        (stalled, "does not answer"),
+    ],
 )
 def test_a_failed_download_is_one_line_and_leaves_nothing(tmp_path, register, server, monkeypatch, fault, told):
     monkeypatch.setattr(sources, "TIMEOUT_S", (5, 0.3))
