@@ -6,16 +6,14 @@ import os
 import platform
 import sys
 from importlib.metadata import PackageNotFoundError, version
-from typing import Annotated
 
 import typer
 
 from artifact import cli, systems
 from artifact.datasets import DatasetUnavailable
+from artifact.datasets.commands import data, data_list
 
 SHOWN = ("torch", "triton", "mamba-ssm", "transformers", "numpy", "numba", "pandas", "papermill", "jupyterlab", "ray")
-
-data = typer.Typer(help="Data sets: what is at hand, and downloads.", no_args_is_help=True)
 
 
 def doctor() -> None:
@@ -38,38 +36,6 @@ def doctor() -> None:
             print(f"{name:<13} {value}")
     print()
     data_list()
-
-
-@data.command("list")
-def data_list() -> None:
-    """List the data sets, and where each would come from."""
-    from artifact import datasets
-
-    for name in datasets.names():
-        entry = datasets.get(name)
-        download = "can be downloaded" if entry.url else "not at hand; no public download"
-        state = "at hand" if datasets.available(name) else download
-        print(f"{name:<23} {entry.size_bytes / 1e6:6.2f} MB  {state:<31}  {entry.licence}")
-
-
-@data.command("fetch")
-def data_fetch(
-    names: Annotated[list[str] | None, typer.Argument(metavar="NAME", help="data sets to fetch")] = None,
-    everything: Annotated[bool, typer.Option("--all", help="fetch all that can be fetched")] = False,
-) -> None:
-    """Bring data sets to this machine, their sha256 checked."""
-    from artifact import datasets
-
-    if bool(names) == everything:
-        raise ValueError("data fetch takes either NAME or --all")
-    status = 0
-    for name in datasets.names() if everything else names or []:
-        try:
-            print(f"{name:<23} {datasets.path(name)}")
-        except DatasetUnavailable as error:
-            print(f"error: {error}", file=sys.stderr)
-            status = 2
-    raise typer.Exit(status)
 
 
 def _version(package: str) -> str:

@@ -1,10 +1,13 @@
 """What the tests of all parts share."""
 
+import os
 import sys
 
 import pytest
 
 from artifact import __main__ as command_line, systems
+
+os.environ.setdefault("ARTIFACT_OFFLINE", "1")  # tests read data sets that are at hand, and download none
 
 COMMANDS = list(systems.commands())  # here, before a test moves the root of the checkout
 

@@ -123,7 +123,7 @@ TREE = {
     "prefix": ("replay", "serve", "conformance"),
     "moe": ("place", "train", "simulate"),
     "sparse": ("sync", "partition", "testbed"),
-    "data": ("list", "fetch"),
+    "data": ("list", "fetch", "verify", "build", "prepare"),
 }
 
 
