@@ -56,27 +56,33 @@ class Value(Strict):
     """`(how(of) / how(over) - less) * times` over the rows `where`.
 
     how:   reduces the values to one; `only` asks for one distinct value, `share` is the fraction that is true,
-           `p95` the 95th percentile
+           `p95` the 95th percentile, `spread` the greatest over the least, `growth` the last over the first
     of:    the column
     where: column = value, [values], or { at_least, at_most, above, but }
     over:  a column: divides value by value, before `how`. Or column = value: divides by the same reduction of the
            rows where these columns have these values instead (Lazarus's rows over DS's)
-    by:    columns: `over` divides within each group of rows (its means), and `how` reduces the ratios
+    by:    columns: `over` divides within each group of rows, and `how` reduces the ratios, in the order of the groups
+    within: how the rows of a group become one, their mean or `p95`
+    minus: column = value: within each group, the same of these other rows is taken off before `over` divides
     less, times: of the result, so that a gain in % is `less = 1, times = 100`
     """
 
-    how: Literal["mean", "median", "min", "max", "sum", "count", "only", "share", "p95"]
+    how: Literal["mean", "median", "min", "max", "sum", "count", "only", "share", "p95", "spread", "growth"]
     of: str
     where: Where = Field(default_factory=dict)
     over: str | Where | None = None
     by: tuple[str, ...] = ()
+    within: Literal["mean", "p95"] = "mean"
+    minus: Where | None = None
     less: float = 0
     times: float = 1
 
     @model_validator(mode="after")
     def _consistent(self) -> Value:
-        if self.by and not isinstance(self.over, dict):
+        if self.by and not (isinstance(self.over, dict) or self.minus or (self.how, self.over) == ("growth", None)):
             raise ValueError("by needs over to name the other rows")
+        if self.minus and not self.by:
+            raise ValueError("minus needs by to name the groups")
         return self
 
     def __call__(self, table: pd.DataFrame) -> float:
@@ -85,20 +91,22 @@ class Value(Strict):
         Raises: KeyError on a column that the table does not have; ValueError if `only` finds several values
         """
         rows = selected(table, self.where)
-        if self.over is None:
-            value = self._reduced(rows[self.of])
-        elif isinstance(self.over, str):
-            value = self._reduced(rows[self.of] / rows[self.over])
+        if self.by:
+            groups = self._by_group(table, {})
+            groups = groups if self.minus is None else groups - self._by_group(table, self.minus)
+            groups = groups / self._by_group(table, self.over) if isinstance(self.over, dict) else groups
+            value = self._reduced(groups.dropna())
+        elif isinstance(self.over, dict):
+            below = self._reduced(selected(table, {**self.where, **self.over})[self.of])
+            value = self._reduced(rows[self.of]) / below if below else NAN
         else:
-            others = selected(table, {**self.where, **self.over})
-            if self.by:
-                keys = list(self.by)
-                mean, other = (each.groupby(keys)[self.of].mean() for each in (rows, others))
-                value = self._reduced((mean / other).dropna())
-            else:
-                below = self._reduced(others[self.of])
-                value = self._reduced(rows[self.of]) / below if below else NAN
+            value = self._reduced(rows[self.of] if self.over is None else rows[self.of] / rows[self.over])
         return (value - self.less) * self.times
+
+    def _by_group(self, table: pd.DataFrame, other: Where) -> pd.Series:
+        """One value a group: of the rows `where`, or of those that have `other` values."""
+        groups = selected(table, {**self.where, **other}).groupby(list(self.by))[self.of]
+        return groups.quantile(0.95) if self.within == "p95" else groups.mean()
 
     def _reduced(self, values: pd.Series) -> float:
         if self.how == "count":
@@ -113,6 +121,10 @@ class Value(Strict):
             return float(values.astype(bool).mean())
         if self.how == "p95":
             return float(values.quantile(0.95))
+        if self.how == "spread":
+            return float(values.max() / values.min())
+        if self.how == "growth":
+            return float(values.iloc[-1] / values.iloc[0]) if len(values) > 1 else NAN
         return float(getattr(values, self.how)())
 
 

@@ -170,6 +170,7 @@ def test_each_rule_holds_up_to_its_bound(rule, holds, fails):
         ('value = { how = "mean", of = "ratio" }', "", "value and reproduced must be given"),
         ('how = "mean"', 'how = "average"', "claim marconi-fig7: value"),
         ('of = "ratio"', 'of = "ratio", by = ["a"]', "claim marconi-fig7: value.*by needs over"),
+        ('of = "ratio"', 'of = "ratio", minus = { a = 1 }', "claim marconi-fig7: value.*minus needs by"),
         ('of = "ratio"', 'of = "ratio", where = { a = {} }', "claim marconi-fig7: value"),
         ('{ how = "mean", of = "ratio" }', '"os:system"', "claim marconi-fig7: value"),
         ('sentence = "Hit', 'state = "reproduced"\nsentence = "Hit', "claim marconi-fig7: state: Extra inputs"),
@@ -256,6 +257,18 @@ ROWS = pd.DataFrame(
         ({"how": "min", "of": "hits", "where": {"system": "ours"}, "over": {"system": "theirs"}, "by": ["trace"]}, 2.0),
         ({"how": "max", "of": "hits", "where": {"system": "ours"}, "over": {"system": "none"}}, math.nan),
         ({"how": "max", "of": "hits", "less": 1, "times": 100}, 2900),
+        ({"how": "spread", "of": "hits"}, 7.5),
+        (
+            {"how": "growth", "of": "hits", "where": {"system": "theirs"}, "by": ["capacity"]},
+            1.2,
+        ),  # (20 + 4) / 2 over 10
+        ({"how": "growth", "of": "hits", "where": {"capacity": 1}, "by": ["capacity"]}, math.nan),
+        ({"how": "max", "of": "hits", "minus": {"system": "theirs"}, "where": {"system": "ours"}, "by": ["trace"]}, 15),
+        (
+            {"how": "min", "of": "hits", "minus": {"system": "theirs"}, "over": {"system": "theirs"}}
+            | {"where": {"system": "ours"}, "by": ["trace"], "within": "p95"},
+            (30 - 19.5) / 19.5,
+        ),
     ],
 )
 def test_a_value_is_reduced_from_the_rows_it_names(value, expected):
