@@ -78,27 +78,22 @@ class Uses:
 
     def __init__(self, future: Future) -> None:
         self._future = future
-        self._value, self._until, self._length = np.zeros(0), np.zeros(0, np.int64), np.zeros(0, np.int64)
+        self._seen = np.zeros(0, [("value", float), ("until", np.int64), ("length", np.int64)])
 
     def values(self, cache: PrefixCache, candidates: NDArray[np.intp], now: int) -> NDArray[np.float64]:
         """Tokens saved per request until they are saved, for each candidate."""
         nodes = cache.contents.tree.nodes
-        if len(self._value) < len(nodes):
-            more = len(nodes) - len(self._value)
-            self._value, self._until, self._length = (
-                np.concatenate([array, np.zeros(more, array.dtype)])
-                for array in (self._value, self._until, self._length)
-            )
-        stale = (self._until[candidates] <= now) | (self._length[candidates] != nodes["length"][candidates])
-        for node in candidates[stale]:
+        self._seen = np.concatenate([self._seen, np.zeros(len(nodes) - len(self._seen), self._seen.dtype)])
+        seen = self._seen[candidates]
+        for node in candidates[(seen["until"] <= now) | (seen["length"] != nodes["length"][candidates])]:
             row = nodes[node]
             value, until = self._future.value(_prefix(cache, int(node)), int(row["depth"] - row["length"]), now)
-            self._value[node], self._until[node], self._length[node] = value, until, row["length"]
-        return self._value[candidates]
+            self._seen[node] = (value, until, row["length"])
+        return self._seen["value"][candidates]
 
     def forget(self, node: int) -> None:
         """The node is gone; its number may come back."""
-        self._length[node] = 0
+        self._seen["length"][node] = 0
 
 
 def _make_room(cache: PrefixCache, rules: Rules, sequence: Tokens, uses: Uses, now: int) -> None:

@@ -6,12 +6,11 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from artifact import sweep
 from artifact.prefix_cache import Fidelity, preset, replay
 from artifact.prefix_cache.index.fidelity import CORRECTIONS, fidelity_label
 from artifact.prefix_cache.simulation import GB, MARCONI
-from figures.marconi.replays import COMPARED, Options, compare_all, measures, trace_of
-from figures.style import SYSTEM_COLORS, Picture, subplots
+from figures.marconi.replays import COMPARED, Options, compare_all, grid, measures, panels, trace_of
+from figures.style import Picture
 
 MEANINGS = {
     "B1": "eviction counts the victim's bytes",
@@ -24,6 +23,7 @@ MEANINGS = {
     "B8": "merged nodes are dropped",
 }
 """What is right after each correction."""
+PANELS = {"change": "Token hit rate against none (points)", "over_gb": "Peak bytes over capacity (GB)"}
 
 
 def labels() -> dict[str, str]:
@@ -35,10 +35,9 @@ def labels() -> dict[str, str]:
 
 def corrections(*, source: str, sessions_per_s: list[float], capacities_gb: list[float]) -> pd.DataFrame:
     """The systems with each correction alone and all but each. One row per (correction, configuration, system)."""
-    common: Options = {"source": [source], "sessions_per_s": sessions_per_s, "capacity_gb": capacities_gb}
-    table = compare_all(sweep.grid(**common, fidelity=list(labels()), systems=[list(COMPARED)]))
-    table.insert(0, "correction", table["fidelity"].map(labels()))
-    return table
+    varied: Options = {"sessions_per_s": sessions_per_s, "capacity_gb": capacities_gb, "fidelity": list(labels())}
+    table = compare_all(grid(source=source, **varied, systems=COMPARED))
+    return table.assign(correction=table["fidelity"].map(labels()))
 
 
 def static_alphas(*, source: str, capacity_gb: float, alphas: list[float], fidelities: list[str]) -> pd.DataFrame:
@@ -54,7 +53,7 @@ def static_alphas(*, source: str, capacity_gb: float, alphas: list[float], fidel
 
 
 def plot_corrections(table: pd.DataFrame) -> Figure:
-    """Each correction alone and all but each: change of the hit rate, and excess over capacity; means and ranges."""
+    """What each correction of the published simulator changes, alone and by its absence."""
     index = ["system", "sessions_per_s", "capacity_gb"]
     published = table[table["fidelity"] == "published"].set_index(index)["token_hit_rate_pct"]
     values = table.join(published.rename("published_pct"), on=index)
@@ -62,26 +61,15 @@ def plot_corrections(table: pd.DataFrame) -> Figure:
     values["over_gb"] = (values["peak_gb"] - values["capacity_gb"]).clip(lower=0)
     meanings = {f"{name} alone": f"{name} alone: {meaning}" for name, meaning in MEANINGS.items()}
     values["correction"] = values["correction"].replace(meanings)
-    figure, axes = subplots(1, 2, height_in=4.2, sharey=True)
-    options: Options = {"hue": "system", "palette": SYSTEM_COLORS, "dodge": 0.45, "linestyle": "none"}
-    look: Options = {"markersize": 3.5, "errorbar": ("pi", 100), "err_kws": {"linewidth": 0.9}}
-    panels = {"change": "Token hit rate against none (points)", "over_gb": "Peak bytes over capacity (GB)"}
-    for ax, (column, label) in zip(axes, panels.items(), strict=True):
-        sns.pointplot(values, x=column, y="correction", **options, **look, legend=ax is axes[0], ax=ax)
-        ax.set(xlabel=label, ylabel="", title=table["trace"].iloc[0])
-    handles, names = axes[0].get_legend_handles_labels()
-    axes[0].get_legend().remove()
-    figure.legend(handles, names, loc="outside upper center", ncols=len(names))
-    return figure
+    rows = values.melt(["system", "correction"], list(PANELS), var_name="panel")
+    options: Options = {"x": "value", "y": "correction", "hue": "system", "col": "panel", "sharex": False}
+    options |= {"kind": "point", "dodge": 0.45, "linestyle": "none", "markersize": 3.5, "height_in": 4.2}
+    options |= {"errorbar": ("pi", 100), "err_kws": {"linewidth": 0.9}}
+    drawn = panels(sns.catplot, rows, table["trace"].iloc[0], "", "", **options)
+    for panel, ax in drawn.axes_dict.items():
+        ax.set_xlabel(PANELS[panel])
+    return drawn.figure
 
 
-FIGURES = {
-    "marconi-corrections": Picture(
-        "17_corrections",
-        plot_corrections,
-        "What each correction of the published simulator changes, alone and by its absence. "
-        + "; ".join(f"{name}: {meaning}" for name, meaning in MEANINGS.items())
-        + ".",
-        interval="dots are means over the configurations, lines their full range",
-    )
-}
+INTERVAL = "dots are means over the configurations, lines their full range"
+FIGURES = {"marconi-corrections": Picture("17_corrections", plot_corrections, interval=INTERVAL)}

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from artifact.prefix_cache import FlopAware, Lru, PrefixCache
 from artifact.prefix_cache.index.eviction import NOW
-from artifact.prefix_cache.index.radix_tree import DEAD, ROOT
+from artifact.prefix_cache.index.radix_tree import ALLOCATED, DEAD, ROOT
 from artifact.prefix_cache.simulation import GB
 from artifact.prefix_cache.spec import MARCONI_7B
 from figures.style import BLUE, GREY, Picture, subplots
@@ -27,30 +27,20 @@ def nodes(*, operations: list[tuple[str, list[int]]], capacity_gb: float, alpha:
     cache = PrefixCache(MARCONI_7B, capacity_bytes=round(capacity_gb * GB), eviction=eviction)
     rows = []
     for step, (operation, tokens) in enumerate(operations):
-        reused = 0
+        shown = {"step": step, "operation": f"{operation} {' '.join(map(str, tokens))}", "reused_tokens": 0}
         if operation == "lookup":
-            reused = cache.lookup(tokens)
+            shown["reused_tokens"] = cache.lookup(tokens)
         else:
             cache.insert(tokens)
-        tree, order = cache.contents
-        for node in range(tree.counts[0]):
-            row = tree.nodes[node]
-            if row["parent"] == DEAD:
-                continue
-            length = int(row["length"])
+        (tree, order), shown["used_bytes"] = cache.contents, cache.used_bytes
+        parents = tree.nodes["parent"][: tree.counts[ALLOCATED]]
+        for node, row in ((node, tree.nodes[node]) for node in np.flatnonzero(parents != DEAD).tolist()):
+            length, age = int(row["length"]), int(order.clock[NOW] - order.last_access[node])
+            edge = " ".join(map(str, tree.tokens[row["start"] : row["start"] + length]))
+            size_bytes = 0 if node == ROOT else MARCONI_7B.checkpoint_bytes + MARCONI_7B.kv_bytes(length)
             rows.append(
-                {
-                    "step": step,
-                    "operation": f"{operation} {' '.join(map(str, tokens))}",
-                    "reused_tokens": reused,
-                    "node": node,
-                    "parent": int(row["parent"]),
-                    "edge": " ".join(map(str, tree.tokens[row["start"] : row["start"] + length])),
-                    "depth": int(row["depth"]),
-                    "age": int(order.clock[NOW] - order.last_access[node]),
-                    "size_bytes": 0 if node == ROOT else MARCONI_7B.checkpoint_bytes + MARCONI_7B.kv_bytes(length),
-                    "used_bytes": cache.used_bytes,
-                }
+                {**shown, "node": node, "parent": int(row["parent"]), "edge": edge, "depth": int(row["depth"])}
+                | {"age": age, "size_bytes": size_bytes}
             )
     return pd.DataFrame(rows)
 
@@ -77,7 +67,9 @@ def _positions(nodes: pd.DataFrame) -> dict[int, tuple[float, float]]:
 
 
 def plot_tree(table: pd.DataFrame) -> Figure:
-    """The tree after each operation: a dot for each checkpoint, its edge's tokens above, its age beside."""
+    """The tree after each operation: a dot is a checkpoint, its edge's tokens above it, beside it the logical time
+    since its last use (Marconi, figure 4).
+    """
     steps = sorted(table["step"].unique())
     figure, axes = subplots(-(-len(steps) // 2), 2, height_in=1.0 * len(steps), squeeze=False)
     for ax in axes.flat:
@@ -102,11 +94,4 @@ def plot_tree(table: pd.DataFrame) -> Figure:
     return figure
 
 
-FIGURES = {
-    "marconi-idea": Picture(
-        "10_prefix_cache_idea",
-        plot_tree,
-        "The tree after each operation: a dot is a checkpoint, its edge's tokens above it, beside it the logical time "
-        "since its last use (Marconi, figure 4).",
-    )
-}
+FIGURES = {"marconi-idea": Picture("10_prefix_cache_idea", plot_tree)}
