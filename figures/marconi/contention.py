@@ -11,7 +11,7 @@ from artifact import sweep
 from artifact.prefix_cache import preset, replay, request_table
 from artifact.prefix_cache.simulation import GB, MARCONI, SGLANG
 from figures.marconi.latency import ttft_ms
-from figures.marconi.replays import BY_SYSTEM, Options, compare_all, compare_by, grid, rate_lines, rates_by, trace_of
+from figures.marconi.replays import BY_SYSTEM, Options, compare_all, compare_by, grid, rate_lines, trace_of
 from figures.reducers import NAN
 from figures.style import Picture, subplots
 
@@ -134,7 +134,7 @@ def plot_arrival(table: pd.DataFrame) -> Figure:
 
 def place_of_greatest_win(table: pd.DataFrame) -> float:
     """Where between the least (0) and the greatest (1) capacity the agent's win over SGLang+ is greatest."""
-    rates = rates_by(table[table["trace"] == AGENT], "capacity_gb").sort_index()
+    rates = table[table["trace"] == AGENT].pivot(index="capacity_gb", columns="system", values="token_hit_rate_pct")
     wins = (rates[MARCONI] / rates[SGLANG]).to_numpy()
     return float(np.argmax(wins) / (len(wins) - 1)) if len(wins) > 1 else NAN
 

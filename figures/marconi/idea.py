@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from itertools import count
 
 import numpy as np
 import pandas as pd
@@ -45,25 +46,16 @@ def nodes(*, operations: list[tuple[str, list[int]]], capacity_gb: float, alpha:
     return pd.DataFrame(rows)
 
 
-def _positions(nodes: pd.DataFrame) -> dict[int, tuple[float, float]]:
+def _positions(
+    nodes: pd.DataFrame, leaves: Iterator[int], node: int = ROOT, level: int = 0
+) -> dict[int, tuple[float, float]]:
     """Where each node is drawn: leaves side by side, a parent above the middle of its children."""
-    children: dict[Any, list[Any]] = {node: [] for node in nodes.index}
-    for node, parent in nodes["parent"].items():
-        if node:
-            children[int(parent)].append(node)
-    positions: dict[int, tuple[float, float]] = {}
-    leaves = 0
-
-    def put(node: int, level: int) -> float:
-        nonlocal leaves
-        below = [put(child, level + 1) for child in children[node]]
-        leaves += not below
-        x = float(np.mean(below)) if below else float(leaves)
-        positions[node] = (x, -float(level))
-        return x
-
-    put(0, 0)
-    return positions
+    children = nodes.index[nodes["parent"] == node].tolist()
+    placed: dict[int, tuple[float, float]] = {}
+    for child in children:
+        placed |= _positions(nodes, leaves, child, level + 1)
+    x = np.mean([placed[child][0] for child in children]) if children else next(leaves)
+    return placed | {node: (float(x), -float(level))}
 
 
 def plot_tree(table: pd.DataFrame) -> Figure:
@@ -77,7 +69,7 @@ def plot_tree(table: pd.DataFrame) -> Figure:
     white = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
     for ax, step in zip(axes.flat, steps, strict=False):
         nodes = table[table["step"] == step].set_index("node")
-        positions = _positions(nodes)
+        positions = _positions(nodes, count(1))
         for node, (x, y) in positions.items():
             ax.scatter([x], [y], s=40, color=BLUE if node else GREY, zorder=2)
             if node:

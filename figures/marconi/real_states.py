@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from functools import cache
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
+from artifact import prefix_cache
 from artifact.prefix_cache.simulation import SGLANG
 from figures.marconi.replays import Options, panels
 from figures.style import BLUE, GREY, PAPER_COLOR, RED, YELLOW, Picture, subplots
@@ -18,6 +19,9 @@ from figures.style import BLUE, GREY, PAPER_COLOR, RED, YELLOW, Picture, subplot
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
+    from artifact.prefix_cache.serving.trace_server import System
+
+MB = 10**6
 PREFILLS = {"cold_ms": "cold", "resumed_ms": "resumed", "restore_ms": "of it lookup\nand restore"}
 
 
@@ -26,23 +30,26 @@ def model_of(name: str, device: str | None = None, seed: int = 0) -> PreTrainedM
     """The model with random weights of `seed`, built once; one thread on a CPU, as sums depend on their number."""
     import torch
 
-    from artifact.prefix_cache import build_model
-
     torch.set_num_threads(1)
-    return build_model(name, device=device, seed=seed)
+    return prefix_cache.build_model(name, device=device, seed=seed)
+
+
+def system_of(label: str, capacity_mb: float, host_mb: float = 0, **options: Any) -> System:
+    """The system as it is served, with a second tier of `host_mb` (0: none)."""
+    from artifact.prefix_cache.serving.trace_server import System
+
+    return System(label, round(capacity_mb * MB), round(host_mb * MB) or None, **options)
 
 
 def conformance(*, models: list[str], device: str | None = None) -> pd.DataFrame:
     """The conformance suite's verdict. One row per model."""
-    from artifact.prefix_cache.serving import resume_cases
-    from artifact.prefix_cache.serving.model_states import ModelStates
+    from artifact.prefix_cache.serving.resume_cases import summary
 
     rows = []
-    for name in models:
-        model = model_of(name, device)
-        cases = resume_cases.conformance(model, states=(states := ModelStates(model)))
-        rows.append({"model": name, **resume_cases.summary(cases, model, states)})
-    return pd.DataFrame(rows)
+    for model in (model_of(name, device) for name in models):
+        states = prefix_cache.ModelStates(model)
+        rows.append(summary(prefix_cache.conformance(model, states=states), model, states))
+    return pd.DataFrame(rows).assign(model=models)
 
 
 def exactness(
@@ -55,11 +62,9 @@ def exactness(
     """
     import torch
 
-    from artifact.prefix_cache.serving.model_states import ModelStates
-
     rows = []
     for name in models:
-        states, rng = ModelStates(model_of(name, device)), np.random.default_rng(seed)
+        states, rng = prefix_cache.ModelStates(model_of(name, device)), np.random.default_rng(seed)
         tolerance = states.tolerance
         for case in range(cases):
             tokens = rng.integers(states.config.vocab_size, size=rng.integers(8, longest + 1))
@@ -86,13 +91,11 @@ def exactness(
 
 def resume(*, models: list[str], prefix_tokens: int, suffix_tokens: int, repeats: int, seed: int = 0) -> pd.DataFrame:
     """A prefill of prefix and suffix, cold and from the prefix's states, in turn. One row per (model, repeat)."""
-    from artifact.prefix_cache.serving.trace_server import System
-
     rows = []
     for name in models:
         model, rng = model_of(name), np.random.default_rng(seed)
         vocabulary = model.config.get_text_config(decoder=True).vocab_size
-        engine = System(SGLANG, capacity_bytes=10**10).engine(model)
+        engine = system_of(SGLANG, capacity_mb=10_000).engine(model)
         prefix = rng.integers(vocabulary, size=prefix_tokens, dtype=np.int32)
         engine.finish(engine.prefill(prefix))
         for repeat in range(-1, repeats):  # the first is not counted

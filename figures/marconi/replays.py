@@ -13,7 +13,7 @@ import seaborn as sns
 from artifact import sweep
 from artifact.prefix_cache import Fidelity, Replay, RequestTrace, load_trace, preset, replay
 from artifact.prefix_cache.index.fidelity import fidelity_label
-from artifact.prefix_cache.simulation import GB, INFINITE, MARCONI, SGLANG, VANILLA, VLLM
+from artifact.prefix_cache.simulation import GB, INFINITE, MARCONI, SGLANG, VLLM
 from figures.marconi.clairvoyant import replay_clairvoyant
 from figures.marconi.latency import p95_ms
 from figures.style import SYSTEM_COLORS, facets
@@ -34,13 +34,9 @@ WIDTHS = dict.fromkeys(DASHES, 1.1) | {MARCONI: 2.6}
 
 
 @cache
-def _trace(source: str, options: tuple[tuple[str, Any], ...]) -> RequestTrace:
-    return load_trace(source, fallback=True, **dict(options))
-
-
 def trace_of(source: str, **options: Any) -> RequestTrace:
     """The trace by its registry name; the project's own synthetic one, named so, where the data is not at hand."""
-    return _trace(source, tuple(sorted(options.items())))
+    return load_trace(source, fallback=True, **options)
 
 
 def limit(source: str, sessions: int) -> dict[str, int]:
@@ -74,11 +70,13 @@ def compare(
     layers: list[int] | None = None,
     d_state: int | None = None,
     block_size: int = 32,
+    alpha: float | None = None,
     **trace_options: Any,
 ) -> pd.DataFrame:
     """One configuration: a row for each system on one trace, model and capacity.
 
     systems:       the paper's, and the bounds: Infinite cache, Best static alpha, Clairvoyant heuristic
+    alpha:         of Marconi, in place of the tuner's
     layers:        (SSM, attention, MLP) layers in place of the model's
     trace_options: of the importer (sessions_per_s, response_time_s, limit_sessions ...)
     """
@@ -99,7 +97,7 @@ def compare(
             saved = model.flops_saved(hits)
             result = Replay(system, hits, 0 * hits, trace.input_length, saved, capacity, None, False, None, 0, 0, 0.0)
         else:
-            result = replay(trace, model, system=system, block_size=block_size, **options)
+            result = replay(trace, model, system=system, block_size=block_size, alpha=alpha, **options)
         rows.append({**row, "system": system, **measures(result)})
     return pd.DataFrame(rows)
 
@@ -117,12 +115,6 @@ def compare_all(configurations: list[Options]) -> pd.DataFrame:
 def compare_by(**grids: list[Options]) -> pd.DataFrame:
     """`compare_all` of several grids, one below the other, each under its name in the column `varied`."""
     return pd.concat([compare_all(part).assign(varied=name) for name, part in grids.items()], ignore_index=True)
-
-
-def rates_by(table: pd.DataFrame, index: str | list[str], value: str = "token_hit_rate_pct") -> pd.DataFrame:
-    """`value` with a row per `index` and a column per system; the columns of absent systems are empty."""
-    wide = table.pivot(index=index, columns="system", values=value)
-    return wide.reindex(columns=list(dict.fromkeys((*wide.columns, VANILLA, *COMPARED))))
 
 
 def panels(plot: Any, table: pd.DataFrame, titles: str, *labels: str, **options: Any) -> sns.FacetGrid:

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from artifact.prefix_cache import parse_checkpoint_policy
 from artifact.prefix_cache.simulation import MARCONI, SGLANG, VANILLA, VLLM
-from figures.marconi.real_states import model_of
+from figures.marconi.real_states import MB, model_of, system_of
 from figures.marconi.replays import BY_SYSTEM, STACKED, Options, limit, panels, trace_of
 from figures.style import SYSTEM_COLORS, YELLOW, Picture, subplots
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from artifact.prefix_cache import RequestTrace
     from artifact.prefix_cache.serving.trace_server import System
 
-MB = 10**6
 MARKED: Options = {"marker": "o", "markeredgewidth": 0}
 MEASURES = {"token_hit_rate": "Token hit rate (%)", "checkpoints": "Checkpoints at the end"}
 MEASURES |= {"ttft_ms_p50": "Median TTFT (ms)"}
@@ -47,7 +46,7 @@ def ttft(
 
     trace, real, tables = _trace(source, requests, limit_sessions), model_of(model, seed=seed), []
     for capacity_mb in capacities_mb:
-        chosen = {label: _system(label, capacity_mb) for label in systems}
+        chosen = {label: system_of(label, capacity_mb) for label in systems}
         table = serve(trace, {label: system.engine(real) for label, system in chosen.items()})
         table = table.assign(model=model, capacity_mb=float(capacity_mb), simulated_hit_tokens=0)
         for label, system in chosen.items():
@@ -59,12 +58,6 @@ def ttft(
 def _trace(source: str, requests: int, limit_sessions: int) -> RequestTrace:
     """The first requests of a trace; synthetic ones are taken whole."""
     return trace_of(source, **({} if source.startswith("synthetic") else limit(source, limit_sessions))).head(requests)
-
-
-def _system(label: str, capacity_mb: float, host_mb: float = 0, **options: Any) -> System:
-    from artifact.prefix_cache.serving.trace_server import System
-
-    return System(label, round(capacity_mb * MB), round(host_mb * MB) or None, **options)
 
 
 def _served(trace: RequestTrace, model: str, seed: int, system: System, **dimensions: Any) -> dict[str, Any]:
@@ -93,7 +86,7 @@ def tiers(
     """A trace served with second tiers of several capacities (0: none). One row per (system, host_capacity_mb)."""
     trace, rows = _trace(source, requests, limit_sessions), []
     for label, host_mb in product((SGLANG, MARCONI), host_capacities_mb):
-        system = _system(label, capacity_mb, host_mb)
+        system = system_of(label, capacity_mb, host_mb)
         rows.append(_served(trace, model, seed, system, host_capacity_mb=float(host_mb)))
     return pd.DataFrame(rows).drop(columns="checkpoints")
 
@@ -110,14 +103,14 @@ def restart(
 ) -> pd.DataFrame:
     """The second half of a trace after a restart in its middle: none, with a saved cache, with an empty one.
 
-    One row each: hits of the second half, seconds to save and to load, bytes of the file.
+    One row each: hits, median time and largest difference of the second half, and the size of the file.
     """
     from artifact.prefix_cache.serving.trace_server import serve
 
     trace, real = _trace(source, requests, limit_sessions), model_of(model, seed=seed)
     half, rows = len(trace) // 2, []
     first, second = trace.head(half), trace.select(np.arange(half, len(trace)))
-    system = _system(MARCONI, capacity_mb, host_capacity_mb)
+    system = system_of(MARCONI, capacity_mb, host_capacity_mb)
     engines = {name: system.engine(real) for name in ("no restart", "saved cache", "empty cache")}
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "cache.safetensors"
@@ -152,7 +145,7 @@ def placements(
     for source, capacities_mb in workloads.items():
         trace = _trace(source, requests, limit_sessions)
         for capacity_mb, placement in product(capacities_mb, placements):
-            system = _system(MARCONI, capacity_mb, checkpoints=parse_checkpoint_policy(placement))
+            system = system_of(MARCONI, capacity_mb, checkpoints=parse_checkpoint_policy(placement))
             rows.append(_served(trace, model, seed, system, placement=placement))
     return pd.DataFrame(rows)
 
