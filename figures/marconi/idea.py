@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterator
+from itertools import count
 
 import numpy as np
 import pandas as pd
@@ -10,7 +11,7 @@ from matplotlib.figure import Figure
 
 from artifact.prefix_cache import FlopAware, Lru, PrefixCache
 from artifact.prefix_cache.index.eviction import NOW
-from artifact.prefix_cache.index.radix_tree import DEAD, ROOT
+from artifact.prefix_cache.index.radix_tree import ALLOCATED, DEAD, ROOT
 from artifact.prefix_cache.simulation import GB
 from artifact.prefix_cache.spec import MARCONI_7B
 from figures.style import BLUE, GREY, Picture, subplots
@@ -27,57 +28,40 @@ def nodes(*, operations: list[tuple[str, list[int]]], capacity_gb: float, alpha:
     cache = PrefixCache(MARCONI_7B, capacity_bytes=round(capacity_gb * GB), eviction=eviction)
     rows = []
     for step, (operation, tokens) in enumerate(operations):
-        reused = 0
+        shown = {"step": step, "operation": f"{operation} {' '.join(map(str, tokens))}", "reused_tokens": 0}
         if operation == "lookup":
-            reused = cache.lookup(tokens)
+            shown["reused_tokens"] = cache.lookup(tokens)
         else:
             cache.insert(tokens)
-        tree, order = cache.contents
-        for node in range(tree.counts[0]):
-            row = tree.nodes[node]
-            if row["parent"] == DEAD:
-                continue
-            length = int(row["length"])
+        (tree, order), shown["used_bytes"] = cache.contents, cache.used_bytes
+        parents = tree.nodes["parent"][: tree.counts[ALLOCATED]]
+        for node, row in ((node, tree.nodes[node]) for node in np.flatnonzero(parents != DEAD).tolist()):
+            length, age = int(row["length"]), int(order.clock[NOW] - order.last_access[node])
+            edge = " ".join(map(str, tree.tokens[row["start"] : row["start"] + length]))
+            size_bytes = 0 if node == ROOT else MARCONI_7B.checkpoint_bytes + MARCONI_7B.kv_bytes(length)
             rows.append(
-                {
-                    "step": step,
-                    "operation": f"{operation} {' '.join(map(str, tokens))}",
-                    "reused_tokens": reused,
-                    "node": node,
-                    "parent": int(row["parent"]),
-                    "edge": " ".join(map(str, tree.tokens[row["start"] : row["start"] + length])),
-                    "depth": int(row["depth"]),
-                    "age": int(order.clock[NOW] - order.last_access[node]),
-                    "size_bytes": 0 if node == ROOT else MARCONI_7B.checkpoint_bytes + MARCONI_7B.kv_bytes(length),
-                    "used_bytes": cache.used_bytes,
-                }
+                {**shown, "node": node, "parent": int(row["parent"]), "edge": edge, "depth": int(row["depth"])}
+                | {"age": age, "size_bytes": size_bytes}
             )
     return pd.DataFrame(rows)
 
 
-def _positions(nodes: pd.DataFrame) -> dict[int, tuple[float, float]]:
+def _positions(
+    nodes: pd.DataFrame, leaves: Iterator[int], node: int = ROOT, level: int = 0
+) -> dict[int, tuple[float, float]]:
     """Where each node is drawn: leaves side by side, a parent above the middle of its children."""
-    children: dict[Any, list[Any]] = {node: [] for node in nodes.index}
-    for node, parent in nodes["parent"].items():
-        if node:
-            children[int(parent)].append(node)
-    positions: dict[int, tuple[float, float]] = {}
-    leaves = 0
-
-    def put(node: int, level: int) -> float:
-        nonlocal leaves
-        below = [put(child, level + 1) for child in children[node]]
-        leaves += not below
-        x = float(np.mean(below)) if below else float(leaves)
-        positions[node] = (x, -float(level))
-        return x
-
-    put(0, 0)
-    return positions
+    children = nodes.index[nodes["parent"] == node].tolist()
+    placed: dict[int, tuple[float, float]] = {}
+    for child in children:
+        placed |= _positions(nodes, leaves, child, level + 1)
+    x = np.mean([placed[child][0] for child in children]) if children else next(leaves)
+    return placed | {node: (float(x), -float(level))}
 
 
 def plot_tree(table: pd.DataFrame) -> Figure:
-    """The tree after each operation: a dot for each checkpoint, its edge's tokens above, its age beside."""
+    """The tree after each operation: a dot is a checkpoint, its edge's tokens above it, beside it the logical time
+    since its last use (Marconi, figure 4).
+    """
     steps = sorted(table["step"].unique())
     figure, axes = subplots(-(-len(steps) // 2), 2, height_in=1.0 * len(steps), squeeze=False)
     for ax in axes.flat:
@@ -85,7 +69,7 @@ def plot_tree(table: pd.DataFrame) -> Figure:
     white = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
     for ax, step in zip(axes.flat, steps, strict=False):
         nodes = table[table["step"] == step].set_index("node")
-        positions = _positions(nodes)
+        positions = _positions(nodes, count(1))
         for node, (x, y) in positions.items():
             ax.scatter([x], [y], s=40, color=BLUE if node else GREY, zorder=2)
             if node:
@@ -102,11 +86,4 @@ def plot_tree(table: pd.DataFrame) -> Figure:
     return figure
 
 
-FIGURES = {
-    "marconi-idea": Picture(
-        "10_prefix_cache_idea",
-        plot_tree,
-        "The tree after each operation: a dot is a checkpoint, its edge's tokens above it, beside it the logical time "
-        "since its last use (Marconi, figure 4).",
-    )
-}
+FIGURES = {"marconi-idea": Picture("10_prefix_cache_idea", plot_tree)}

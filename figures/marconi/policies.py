@@ -1,4 +1,4 @@
-"""Marconi against vLLM+, SGLang+ and no cache on the paper's ShareGPT trace (notebook 13; Marconi, figures 7 to 9)."""
+"""Marconi against the other systems, as published and corrected (notebooks 13 and 17; Marconi, figures 7 to 9)."""
 
 from __future__ import annotations
 
@@ -8,25 +8,56 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from artifact import sweep
+from artifact.prefix_cache.index.fidelity import CORRECTIONS
 from artifact.prefix_cache.simulation import MARCONI, SGLANG, VANILLA, VLLM
 from figures import claims
-from figures.marconi.replays import COMPARED, PAPER_TRACE, Options, compare_all, rates_by
-from figures.style import BLUE, COLUMN_WIDTH_IN, SYSTEM_COLORS, Picture, facets, paper_mark, subplots
+from figures.marconi.replays import COMPARED, PAPER_TRACE, Options, compare_all, grid, panels
+from figures.style import BLUE, COLUMN_WIDTH_IN, SYSTEM_COLORS, Picture, paper_mark, subplots
 
 FIDELITIES = ["published", "corrected"]
 CONFIGURATION = ["sessions_per_s", "capacity_gb"]
+MEANINGS = {
+    "B1": "eviction counts the victim's bytes",
+    "B2": "an MLP's saving is the MLP's",
+    "B3": "efficiency is per byte freed",
+    "B4": "the matched path is pinned",
+    "B5": "oversized sequences are not cached",
+    "B6": "a hit is a prefix",
+    "B7": "the tuner is guarded",
+    "B8": "merged nodes are dropped",
+}
+"""What is right after each correction."""
+PANELS = {"change": "Token hit rate against none (points)", "over_gb": "Peak bytes over capacity (GB)"}
 
 
 def all_configurations(*, source: str, sessions_per_s: list[float], capacities_gb: list[float]) -> pd.DataFrame:
     """Every arrival rate with every capacity, as published and corrected. One row per configuration and system."""
-    systems = [[VANILLA, *COMPARED]]
-    grid: Options = {"source": [source], "sessions_per_s": sessions_per_s, "capacity_gb": capacities_gb}
-    return compare_all(sweep.grid(**grid, fidelity=FIDELITIES, systems=systems))
+    varied: Options = {"sessions_per_s": sessions_per_s, "capacity_gb": capacities_gb, "fidelity": FIDELITIES}
+    return compare_all(grid(source=source, **varied, systems=(VANILLA, *COMPARED)))
 
 
-def _by_fidelity(table: pd.DataFrame, value: str = "token_hit_rate_pct") -> dict[str, pd.DataFrame]:
-    return {fidelity: rates_by(table[table["fidelity"] == fidelity], CONFIGURATION, value) for fidelity in FIDELITIES}
+def labels() -> dict[str, str]:
+    """The fidelities of the ablation with what each stands for: none, each alone, all but each, all."""
+    alone = {f"published+{name}": f"{name} alone" for name in CORRECTIONS}
+    without = {f"corrected-{name}": f"all but {name}" for name in CORRECTIONS}
+    return {"published": "none (as published)", **alone, **without, "corrected": "all"}
+
+
+def corrections(*, source: str, sessions_per_s: list[float], capacities_gb: list[float]) -> pd.DataFrame:
+    """The systems with each correction alone and all but each. One row per (correction, configuration, system)."""
+    varied: Options = {"sessions_per_s": sessions_per_s, "capacity_gb": capacities_gb, "fidelity": list(labels())}
+    table = compare_all(grid(source=source, **varied, systems=COMPARED))
+    return table.assign(correction=table["fidelity"].map(labels()))
+
+
+def static_alphas(*, source: str, capacity_gb: float, alphas: list[float], fidelities: list[str]) -> pd.DataFrame:
+    """Marconi with fixed alphas. One row per (fidelity, alpha)."""
+    varied: Options = {"fidelity": fidelities, "alpha": alphas}
+    return compare_all(grid(source=source, capacity_gb=capacity_gb, systems=(MARCONI,), **varied))
+
+
+def _by_system(table: pd.DataFrame, value: str) -> pd.DataFrame:
+    return table.pivot(index=["fidelity", *CONFIGURATION], columns="system", values=value)
 
 
 def _mark_paper(ax: Axes, table: pd.DataFrame, value: float, label: str, axis: str = "y") -> None:
@@ -51,90 +82,71 @@ def _spread(ax: Axes, groups: dict[str, pd.Series], colors: list[str]) -> None:
 
 
 def plot_token_hit_rate(table: pd.DataFrame) -> Figure:
-    """Token hit rate over all configurations, as published and corrected, and Marconi's over vLLM+'s (figure 7)."""
-    figure, (*panels, last) = subplots(1, 3, height_in=2.5)
-    trace, rates = table["trace"].iloc[0], _by_fidelity(table)
-    for ax, fidelity in zip(panels, FIDELITIES, strict=True):
-        systems = list(COMPARED)
-        _spread(ax, {system: rates[fidelity][system] for system in systems}, [SYSTEM_COLORS[s] for s in systems])
+    """Token hit rate over all configurations of capacity and arrival rate; right, Marconi's over vLLM+'s in each
+    configuration (Marconi, figure 7).
+    """
+    figure, (*axes, last) = subplots(1, 3, height_in=2.5)
+    trace, rates = table["trace"].iloc[0], _by_system(table, "token_hit_rate_pct")
+    for ax, fidelity in zip(axes, FIDELITIES, strict=True):
+        _spread(ax, {system: rates[system][fidelity] for system in COMPARED}, [SYSTEM_COLORS[s] for s in COMPARED])
         ax.set(title=f"{trace}, {fidelity}", ylabel="Token hit rate (%)", ylim=(0, 100))
-    _spread(last, {name: rate[MARCONI] / rate[VLLM] for name, rate in rates.items()}, [BLUE, BLUE])
+    gains = rates[MARCONI] / rates[VLLM]
+    _spread(last, {name: gains[name] for name in FIDELITIES}, [BLUE, BLUE])
     _mark_paper(last, table, claims.paper("marconi-fig7-sharegpt"), "paper's mean, published")
     last.set(title=trace, ylabel="Marconi over vLLM+ (x)", ylim=(0, None))
     return figure
 
 
 def plot_win_over_sglang(table: pd.DataFrame) -> Figure:
-    """Marconi's token hit rate over SGLang+'s, all configurations (figure 8)."""
+    """Marconi's token hit rate over SGLang+'s in each configuration (Marconi, figure 8)."""
     figure, ax = subplots(width_in=COLUMN_WIDTH_IN, height_in=2.5)
-    wins = {name: 100 * (rate[MARCONI] / rate[SGLANG] - 1) for name, rate in _by_fidelity(table).items()}
-    _spread(ax, wins, [BLUE, BLUE])
+    rates = _by_system(table, "token_hit_rate_pct")
+    wins = 100 * (rates[MARCONI] / rates[SGLANG] - 1)
+    _spread(ax, {name: wins[name] for name in FIDELITIES}, [BLUE, BLUE])
     _mark_paper(ax, table, claims.paper("marconi-fig8-sharegpt"), "paper's P95, published")
     ax.set(title=table["trace"].iloc[0], ylabel="Marconi's win over SGLang+ (%)")
     return figure
 
 
 def plot_ttft(table: pd.DataFrame) -> Figure:
-    """Distribution over configurations of the P95 time to first token, relative to no cache (figure 9)."""
-    times = pd.concat(_by_fidelity(table, "ttft_p95_ms"), names=["fidelity"])
-    relative = 100 * times[list(COMPARED)].div(times[VANILLA], axis=0)
-    rows = relative.reset_index().melt(["fidelity", *CONFIGURATION], var_name="system", value_name="relative_pct")
-    grid = facets(sns.displot, rows, kind="ecdf", x="relative_pct", hue="system", col="fidelity", height_in=2.5)
-    grid.set_titles(f"{table['trace'].iloc[0]}, {{col_name}}")
-    grid.set_axis_labels("P95 time to first token, % of that without a cache", "Share of configurations")
-    grid.set(xlim=(0, None))
-    best = 100 - claims.paper("marconi-fig9-vanilla")
-    _mark_paper(grid.axes_dict["published"], table, best, "paper: Marconi's best", axis="x")
-    return grid.figure
-
-
-def _p95_ms(table: pd.DataFrame) -> pd.DataFrame:
-    rows = table[(table["trace"] == PAPER_TRACE) & (table["fidelity"] == "published")]
-    return rates_by(rows, CONFIGURATION, "ttft_p95_ms")
-
-
-def largest_reduction_pct(p95_ms: pd.DataFrame, against: str) -> float:
-    """Largest reduction of the P95 time to first token by Marconi, in points of that without a cache (figure 9).
-
-    p95_ms: a column per system
+    """Distribution over the configurations of the P95 time to first token (Marconi, figure 9). The mark is the paper's
+    largest reduction against no cache, reached by one configuration.
     """
-    return float((100 * (p95_ms[against] - p95_ms[MARCONI]) / p95_ms[VANILLA]).max())
+    times = _by_system(table, "ttft_p95_ms")
+    relative = 100 * times[list(COMPARED)].div(times[VANILLA], axis=0).loc[FIDELITIES]
+    rows = relative.reset_index().melt(["fidelity", *CONFIGURATION], var_name="system", value_name="relative_pct")
+    titles, label = f"{table['trace'].iloc[0]}, {{col_name}}", "P95 time to first token, % of that without a cache"
+    options: Options = {"kind": "ecdf", "x": "relative_pct", "hue": "system", "col": "fidelity", "height_in": 2.5}
+    drawn = panels(sns.displot, rows, titles, label, "Share of configurations", **options).set(xlim=(0, None))
+    best = 100 - claims.paper("marconi-fig9-vanilla")
+    _mark_paper(drawn.axes_dict["published"], table, best, "paper: Marconi's best", axis="x")
+    return drawn.figure
 
 
-def ttft_reduction_vanilla_ms(table: pd.DataFrame) -> float:
-    """Largest reduction of the P95 time to first token against no cache, in ms."""
-    times = _p95_ms(table)
-    return float((times[VANILLA] - times[MARCONI]).max())
+def plot_corrections(table: pd.DataFrame) -> Figure:
+    """What each correction of the published simulator changes, alone and by its absence."""
+    index = ["system", *CONFIGURATION]
+    published = table[table["fidelity"] == "published"].set_index(index)["token_hit_rate_pct"]
+    values = table.join(published.rename("published_pct"), on=index)
+    values["change"] = values["token_hit_rate_pct"] - values["published_pct"]
+    values["over_gb"] = (values["peak_gb"] - values["capacity_gb"]).clip(lower=0)
+    meanings = {f"{name} alone": f"{name} alone: {meaning}" for name, meaning in MEANINGS.items()}
+    values["correction"] = values["correction"].replace(meanings)
+    rows = values.melt(["system", "correction"], list(PANELS), var_name="panel")
+    options: Options = {"x": "value", "y": "correction", "hue": "system", "col": "panel", "sharex": False}
+    options |= {"kind": "point", "dodge": 0.45, "linestyle": "none", "markersize": 3.5, "height_in": 4.2}
+    options |= {"errorbar": ("pi", 100), "err_kws": {"linewidth": 0.9}}
+    drawn = panels(sns.catplot, rows, table["trace"].iloc[0], "", "", **options)
+    for panel, ax in drawn.axes_dict.items():
+        ax.set_xlabel(PANELS[panel])
+    return drawn.figure
 
 
-def ttft_reduction_vllm(table: pd.DataFrame) -> float:
-    """Largest reduction against vLLM+, in points of the time with no cache."""
-    return largest_reduction_pct(_p95_ms(table), VLLM)
-
-
-def ttft_reduction_sglang(table: pd.DataFrame) -> float:
-    """Largest reduction against SGLang+, in points of the time with no cache."""
-    return largest_reduction_pct(_p95_ms(table), SGLANG)
-
-
+INTERVAL = "box 25 to 75 %, whiskers 5 to 95 % of the configurations, the dot is their mean"
+RANGE = "dots are means over the configurations, lines their full range"
 FIGURES = {
-    "marconi-fig7": Picture(
-        "13_policies",
-        plot_token_hit_rate,
-        "Token hit rate over all configurations of capacity and arrival rate; right, Marconi's over vLLM+'s in each "
-        "configuration (Marconi, figure 7).",
-        interval="box 25 to 75 %, whiskers 5 to 95 % of the configurations, the dot is their mean",
-    ),
-    "marconi-fig8": Picture(
-        "13_policies",
-        plot_win_over_sglang,
-        "Marconi's token hit rate over SGLang+'s in each configuration (Marconi, figure 8).",
-        interval="box 25 to 75 %, whiskers 5 to 95 % of the configurations, the dot is their mean",
-    ),
-    "marconi-fig9": Picture(
-        "13_policies",
-        plot_ttft,
-        "Distribution over the configurations of the P95 time to first token (Marconi, figure 9). The mark is the "
-        "paper's largest reduction against no cache, reached by one configuration.",
-    ),
+    "marconi-fig7": Picture("13_policies", plot_token_hit_rate, interval=INTERVAL),
+    "marconi-fig8": Picture("13_policies", plot_win_over_sglang, interval=INTERVAL),
+    "marconi-fig9": Picture("13_policies", plot_ttft),
+    "marconi-corrections": Picture("17_corrections", plot_corrections, interval=RANGE),
 }

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
@@ -10,8 +12,8 @@ from artifact.prefix_cache import PRESETS
 from artifact.prefix_cache.simulation import GB
 from artifact.prefix_cache.spec import MAMBA_7B, MARCONI_7B, TRANSFORMER_7B
 from figures import claims
-from figures.marconi.replays import Options
-from figures.style import BLUE, COLUMN_WIDTH_IN, CYCLE, GREY, RED, Picture, facets, paper_mark, subplots
+from figures.marconi.replays import STACKED, Options, panels
+from figures.style import BLUE, COLUMN_WIDTH_IN, CYCLE, GREY, RED, Picture, paper_mark, subplots
 
 LAYER_COLORS = {"attention": RED, "SSM": BLUE, "MLP": GREY}
 FIGURE_5_TOKENS = 2048
@@ -26,22 +28,13 @@ def state_sizes(*, length_step: int, block_sizes: list[int]) -> pd.DataFrame:
     """
     lengths = sorted({*range(length_step, FIGURE_5_TOKENS + 1, length_step), *range(1000, 12_001, 1000)})
     rows = []
-    for spec in (MAMBA_7B, MARCONI_7B, TRANSFORMER_7B):
-        for length in lengths:
-            for block in [0, *block_sizes] if spec is MARCONI_7B else [0]:
-                size = spec.sequence_bytes(length, block_size=block or None)
-                rows.append(
-                    {
-                        "spec": spec.name,
-                        "length_tokens": length,
-                        "block_size": block,
-                        "kv_gb": spec.kv_bytes(length) / GB,
-                        "checkpoint_gb": (size - spec.kv_bytes(length)) / GB,
-                        "total_gb": size / GB,
-                        "prefill_flops": float(spec.prefill_flops(length)),
-                        "flops_per_byte": spec.prefill_flops(length) / size,
-                    }
-                )
+    for spec, length in product((MAMBA_7B, MARCONI_7B, TRANSFORMER_7B), lengths):
+        kv, flops = spec.kv_bytes(length), spec.prefill_flops(length)
+        for block in [0, *block_sizes] if spec is MARCONI_7B else [0]:
+            size = spec.sequence_bytes(length, block_size=block or None)
+            gb = {"kv_gb": kv / GB, "checkpoint_gb": (size - kv) / GB, "total_gb": size / GB}
+            row = {"spec": spec.name, "length_tokens": length, "block_size": block, **gb}
+            rows.append({**row, "prefill_flops": float(flops), "flops_per_byte": flops / size})
     return pd.DataFrame(rows)
 
 
@@ -49,19 +42,18 @@ def layer_costs(*, specs: list[str], lengths: list[int]) -> pd.DataFrame:
     """FLOPs and state bytes by kind of layer (table 1, figure 14). One row per (spec, length, layer)."""
     columns = ["spec", "length_tokens", "layer", "layers", "flops", "state_bytes"]
     rows = []
-    for spec in (PRESETS[name] for name in specs):
-        for length in lengths:
-            for layer, count, flops, state_bytes in (
-                ("attention", spec.num_attention_layers, spec.attention_layer_flops(length), spec.kv_bytes(length)),
-                ("SSM", spec.num_ssm_layers, spec.ssm_layer_flops(length), spec.checkpoint_bytes),
-                ("MLP", spec.num_mlp_layers, spec.mlp_layer_flops(length), 0),
-            ):
-                rows.append((spec.name, length, layer, count, float(count * flops), state_bytes))
+    for spec, length in product((PRESETS[name] for name in specs), lengths):
+        for layer, count, flops, state_bytes in (
+            ("attention", spec.num_attention_layers, spec.attention_layer_flops(length), spec.kv_bytes(length)),
+            ("SSM", spec.num_ssm_layers, spec.ssm_layer_flops(length), spec.checkpoint_bytes),
+            ("MLP", spec.num_mlp_layers, spec.mlp_layer_flops(length), 0),
+        ):
+            rows.append((spec.name, length, layer, count, float(count * flops), state_bytes))
     return pd.DataFrame(rows, columns=columns)
 
 
 def plot_state_sizes(table: pd.DataFrame) -> Figure:
-    """Bytes of one cached sequence by checkpoint spacing, against a Transformer (figures 1c and 3b)."""
+    """Bytes of one sequence's states by tokens between checkpoints (Marconi, figures 1c and 3b)."""
     figure, ax = subplots(width_in=COLUMN_WIDTH_IN, height_in=2.5)
     hybrid = table[table["spec"] == "marconi-7b"]
     spacing = hybrid["block_size"].map(lambda block: f"Hybrid, every {block}" if block else "Hybrid, one checkpoint")
@@ -76,28 +68,24 @@ def plot_state_sizes(table: pd.DataFrame) -> Figure:
 
 
 def plot_flop_efficiency(table: pd.DataFrame) -> Figure:
-    """FLOPs saved for each cached byte against length (figure 5)."""
+    """FLOPs that a hit saves for each byte of the states it needs (Marconi, figure 5)."""
     labels = {"mamba-7b": "Mamba", "marconi-7b": "Hybrid", "transformer-7b": "Transformer"}
     rows = table[(table["block_size"] == 0) & (table["length_tokens"] <= FIGURE_5_TOKENS)]
     rows = rows.assign(model=rows["spec"].map(labels))
     options: Options = {"x": "length_tokens", "y": "flops_per_byte", "hue": "model", "palette": CYCLE[:3]}
-    grid = facets(sns.relplot, rows, kind="line", width_in=COLUMN_WIDTH_IN, height_in=2.3, **options)
-    grid.set(xlabel="Sequence length (tokens)", ylabel="FLOPs saved per byte", ylim=(0, None))
-    return grid.figure
+    options |= {"kind": "line", "width_in": COLUMN_WIDTH_IN, "height_in": 2.3}
+    drawn = panels(sns.relplot, rows, "", "Sequence length (tokens)", "FLOPs saved per byte", **options)
+    return drawn.set(ylim=(0, None)).figure
 
 
 def plot_layer_flops(table: pd.DataFrame) -> Figure:
-    """Share of the prefill's FLOPs by kind of layer (figure 14), for each model."""
+    """Share of a prefill's FLOPs by kind of layer (Marconi, figure 14)."""
     total = table.groupby(["spec", "length_tokens"])["flops"].transform("sum")
     shares = table.assign(share_pct=100 * table["flops"] / total, length=table["length_tokens"].map("{:,}".format))
-    stacked: Options = {"multiple": "stack", "discrete": True, "shrink": 0.8, "alpha": 1, "linewidth": 0}
     options: Options = {"hue": "layer", "palette": LAYER_COLORS, "hue_order": list(LAYER_COLORS)[::-1], "col": "spec"}
-    options |= {"x": "length", "weights": "share_pct", "height_in": 2.3}
-    grid = facets(sns.displot, shares, kind="hist", **stacked, **options)
-    grid.set_titles("{col_name}")
-    grid.set_axis_labels("Sequence length (tokens)", "Share of FLOPs (%)")
-    grid.tick_params(axis="x", rotation=45)
-    return grid.figure
+    options |= {"x": "length", "weights": "share_pct", "height_in": 2.3, "kind": "hist", **STACKED, "shrink": 0.8}
+    drawn = panels(sns.displot, shares, "{col_name}", "Sequence length (tokens)", "Share of FLOPs (%)", **options)
+    return drawn.tick_params(axis="x", rotation=45).figure
 
 
 def share_growing_faster_than_transformer(table: pd.DataFrame) -> float:
@@ -124,17 +112,7 @@ def table1_deviation(table: pd.DataFrame) -> float:
 
 
 FIGURES = {
-    "marconi-fig1c-3b": Picture(
-        "11_state_sizes",
-        plot_state_sizes,
-        "Bytes of one sequence's states by tokens between checkpoints (Marconi, figures 1c and 3b).",
-    ),
-    "marconi-fig5": Picture(
-        "11_state_sizes",
-        plot_flop_efficiency,
-        "FLOPs that a hit saves for each byte of the states it needs (Marconi, figure 5).",
-    ),
-    "marconi-fig14": Picture(
-        "11_layer_costs", plot_layer_flops, "Share of a prefill's FLOPs by kind of layer (Marconi, figure 14)."
-    ),
+    "marconi-fig1c-3b": Picture("11_state_sizes", plot_state_sizes),
+    "marconi-fig5": Picture("11_state_sizes", plot_flop_efficiency),
+    "marconi-fig14": Picture("11_layer_costs", plot_layer_flops),
 }

@@ -11,15 +11,14 @@ from matplotlib.figure import Figure
 from artifact import sweep
 from artifact.prefix_cache import BlockCache, Fidelity, preset
 from artifact.prefix_cache.simulation import GB, operations
-from figures.marconi.replays import Options, trace_of
-from figures.style import BLUE, RED, Picture, facets
+from figures.marconi.replays import Options, grid, panels, trace_of
+from figures.style import BLUE, RED, Picture
 
 
 def request_lengths(*, sources: Iterable[str], limit_sessions: int) -> pd.DataFrame:
     """Lengths of every request (figure 6). One row per (trace, request)."""
     tables = []
-    for source in sources:
-        trace = trace_of(source, limit_sessions=limit_sessions)
+    for trace in (trace_of(source, limit_sessions=limit_sessions) for source in sources):
         columns = {"input_tokens": trace.input_length, "output_tokens": trace.output_length}
         tables.append(pd.DataFrame({"trace": trace.name, **columns}))
     return pd.concat(tables, ignore_index=True)
@@ -33,13 +32,10 @@ def block_reuse(
     One row per (trace, block_size).
     capacities_gb: of the cache of each trace
     """
-    common: Options = {"limit_sessions": [limit_sessions], "fidelity": [fidelity]}
-    grid = [
-        parameters
-        for source, capacity_gb in capacities_gb.items()
-        for parameters in sweep.grid(source=[source], capacity_gb=[capacity_gb], block_size=block_sizes, **common)
-    ]
-    return sweep.table(_block_reuse, grid, description="block reuse")
+    common: Options = {"block_size": block_sizes, "limit_sessions": limit_sessions, "fidelity": fidelity}
+    caches = capacities_gb.items()
+    configurations = [row for source, gb in caches for row in grid(source=source, capacity_gb=gb, **common)]
+    return sweep.table(_block_reuse, configurations, description="block reuse")
 
 
 def _block_reuse(
@@ -56,45 +52,36 @@ def _block_reuse(
 
 
 def plot_request_lengths(table: pd.DataFrame) -> Figure:
-    """Histograms of input and output lengths (figure 6)."""
+    """Lengths of inputs and outputs (Marconi, figure 6)."""
     lengths = table.melt("trace", var_name="part", value_name="tokens")
     lengths["part"] = lengths["part"].map({"input_tokens": "Input length", "output_tokens": "Output length"})
     options: Options = {"kind": "hist", "bins": 30, "common_bins": False, "alpha": 1, "linewidth": 0, "legend": False}
-    colors: Options = {"hue": "part", "palette": [BLUE, RED]}
-    panels: Options = {"row": "part", "col": "trace", "facet_kws": {"sharex": False, "sharey": False}}
-    grid = facets(sns.displot, lengths, x="tokens", height_in=3.4, **panels, **colors, **options)
-    grid.set_titles("{col_name}")
-    for (part, _), ax in grid.axes_dict.items():
+    options |= {"x": "tokens", "hue": "part", "palette": [BLUE, RED], "height_in": 3.4}
+    options |= {"row": "part", "col": "trace", "facet_kws": {"sharex": False, "sharey": False}}
+    drawn = panels(sns.displot, lengths, "{col_name}", "", "Requests", **options)
+    for (part, _), ax in drawn.axes_dict.items():
         ax.set_xlabel(f"{part} (tokens)")
-    grid.set_ylabels("Requests")
-    return grid.figure
+    return drawn.figure
 
 
 def plot_block_reuse(table: pd.DataFrame) -> Figure:
-    """Share of admitted blocks whose KV and whose state is ever reused (figure 3a)."""
+    """Share of the blocks that vLLM+ admits whose KV, and whose state, is used at least once (Marconi, figure 3a; the
+    paper's bars are of LMSys).
+    """
     parts = {"kv_reused_pct": "KV", "state_reused_pct": "SSM state"}
     shares = table.melt(["trace", "block_size"], list(parts), var_name="part", value_name="reused_pct")
     shares["part"] = shares["part"].map(parts)
     options: Options = {"x": "block_size", "y": "reused_pct", "hue": "part", "palette": {"KV": RED, "SSM state": BLUE}}
-    panels: Options = {"col": "trace", "col_wrap": min(2, shares["trace"].nunique()), "sharex": False, "sharey": False}
-    height_in = 2.1 * -(-shares["trace"].nunique() // 2) + 0.3
-    grid = facets(sns.catplot, shares, kind="bar", saturation=1, height_in=height_in, **options, **panels)
-    for ax in grid.axes.flat:
+    options |= {"col": "trace", "col_wrap": min(2, shares["trace"].nunique()), "sharex": False, "sharey": False}
+    options |= {"kind": "bar", "saturation": 1, "height_in": 2.1 * -(-shares["trace"].nunique() // 2) + 0.3}
+    drawn = panels(sns.catplot, shares, "{col_name}", "Block size (tokens)", "Blocks reused (%)", **options)
+    for ax in drawn.axes.flat:
         for bars in ax.containers:
             ax.bar_label(bars, fmt="%.2g", fontsize=6)
-    grid.set_titles("{col_name}")
-    grid.set_axis_labels("Block size (tokens)", "Blocks reused (%)")
-    return grid.figure
+    return drawn.figure
 
 
 FIGURES = {
-    "marconi-fig6": Picture(
-        "12_request_lengths", plot_request_lengths, "Lengths of inputs and outputs (Marconi, figure 6)."
-    ),
-    "marconi-fig3a": Picture(
-        "12_block_reuse",
-        plot_block_reuse,
-        "Share of the blocks that vLLM+ admits whose KV, and whose state, is used at least once (Marconi, figure 3a; "
-        "the paper's bars are of LMSys).",
-    ),
+    "marconi-fig6": Picture("12_request_lengths", plot_request_lengths),
+    "marconi-fig3a": Picture("12_block_reuse", plot_block_reuse),
 }

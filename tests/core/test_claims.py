@@ -267,6 +267,11 @@ ROWS = pd.DataFrame(
         ({"how": "mean", "of": "hits", "where": {"system": "ours"}, "minus": {"system": "theirs"}}, 19 - 34 / 3),
         ({"how": "max", "of": "abs(hits / requests - 1)"}, 0.75),
         ({"how": "spread", "of": "hits", "where": {"trace": "a"}}, 3),
+        (
+            {"how": "min", "of": "hits", "minus": {"system": "theirs"}, "over": {"system": "theirs"}}
+            | {"where": {"system": "ours"}, "by": ["trace"], "group": "p95"},
+            (30 - 19.5) / 19.5,
+        ),
         ({"how": "growth", "of": "hits", "where": {"system": "theirs"}}, 0.4),
         ({"how": "growth", "of": "hits", "where": {"system": "ours", "trace": "a"}}, math.nan),
         ({"how": "growth", "of": "hits", "by": ["trace"], "group": "p95"}, 7.8 / 29),

@@ -45,7 +45,7 @@ def test_every_system_serves_every_request():
 def test_reductions_are_points_of_the_time_without_a_cache():
     p95 = {"Vanilla": [200, 100], "vLLM+": [150, 100], "SGLang+": [100, 50], "Marconi": [100, 30]}
     rows = [
-        {"system": system, "capacity_mb": capacity, "ttft_ms": value}
+        {"trace": "sharegpt", "system": system, "capacity_mb": capacity, "ttft_ms": value}
         for system, values in p95.items()
         for capacity, value in enumerate(values)
     ]
