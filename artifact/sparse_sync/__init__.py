@@ -53,7 +53,11 @@ if TYPE_CHECKING:
         pull_imbalance as pull_imbalance,
         push_imbalance as push_imbalance,
     )
-    from artifact.sparse_sync.tensors.sparse_tensor import SparseTensor as SparseTensor, as_sparse as as_sparse
+    from artifact.sparse_sync.tensors.sparse_tensor import (
+        SparseTensor as SparseTensor,
+        as_sparse as as_sparse,
+        union as union,
+    )
     from artifact.sparse_sync.tensors.topk import TopK as TopK
     from artifact.sparse_sync.workloads import workload_tensors as workload_tensors, zipf_embedding as zipf_embedding
 

@@ -7,7 +7,7 @@ import pytest
 
 from artifact.elastic_moe import commands
 from artifact.elastic_moe.presets import PRESETS
-from artifact.elastic_moe.training.planning import SYSTEMS
+from artifact.elastic_moe.training.planning import TRAINED_SYSTEMS
 
 EXAMPLE = ("moe", "train", "--nodes", 4, "--steps", 6)
 KEYS = {"losses", "members", "failures", "lost_steps", "restarts", "tokens_per_second", "seconds", "ended", "events"}
@@ -15,7 +15,7 @@ KEYS = {"losses", "members", "failures", "lost_steps", "restarts", "tokens_per_s
 
 def test_the_choices_are_what_can_be_trained():
     assert get_args(commands.Preset) == tuple(PRESETS)
-    assert get_args(commands.Trained) == SYSTEMS
+    assert get_args(commands.Trained) == TRAINED_SYSTEMS
 
 
 @pytest.mark.slow
