@@ -51,6 +51,7 @@ if TYPE_CHECKING:
         TESTBEDS as TESTBEDS,
         WORKLOADS as WORKLOADS,
         Testbed as Testbed,
+        TimeModel as TimeModel,
         Workload as Workload,
         calibrated_testbed as calibrated_testbed,
         gpt_workload as gpt_workload,
