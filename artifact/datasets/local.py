@@ -31,7 +31,7 @@ def path(name: str) -> Path:
 
 
 def path_or_none(name: str) -> Path | None:
-    """As `path`, but None where the data set is unavailable: the caller generates its own and says so."""
+    """`path`, or None if the data set is unavailable: the caller generates its own and says so."""
     try:
         return path(name)
     except DatasetUnavailable:
@@ -173,7 +173,7 @@ def _locked_cache() -> Iterator[None]:
 
 
 def _check(dataset: Dataset, file: Path) -> None:
-    """As `_compare`, but a file is hashed again only when its size or time has changed."""
+    """`_compare`, except that a file is hashed again only when its size or time has changed."""
     status = file.stat()
     seen = [status.st_size, status.st_mtime_ns, dataset.sha256]
     note = paths.data_cache() / "checked" / f"{hashlib.sha256(str(file.resolve()).encode()).hexdigest()[:16]}.json"
