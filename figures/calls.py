@@ -11,6 +11,7 @@ import ast
 import difflib
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any
 
@@ -71,14 +72,13 @@ def overrides(name: str, profile: str, known: list[str] | None = None) -> dict[s
 
 
 def tables() -> dict[str, str]:
-    """Table -> the notebook that makes it. Raises: ValueError if two make one table"""
-    found: dict[str, str] = {}
-    for name in names():
-        for _, tree in _cells(name):
-            for table, _ in _runs(tree):
-                if found.setdefault(table, name) != name:
-                    raise ValueError(f"table {table} must be made by one notebook, got {found[table]} and {name}")
-    return found
+    """Table -> the notebook that makes it: the first by name, as somebody's copy of a notebook makes its tables too."""
+    return {table: name for name in reversed(names()) for table in tables_of(name)}
+
+
+def tables_of(name: str) -> tuple[str, ...]:
+    """Tables that a notebook makes."""
+    return _tables(*_version(name))
 
 
 def notebook_of(table: str) -> str:
@@ -122,13 +122,27 @@ def other_parameters(table: str, profile: str, record: Mapping[str, Any]) -> str
 
 
 def _cells(name: str) -> Cells:
+    return _parsed(*_version(name))
+
+
+def _version(name: str) -> tuple[str, int]:
     file = paths.notebooks() / f"{name}.ipynb"
-    return _parsed(str(file), file.stat().st_mtime_ns)
+    return str(file), file.stat().st_mtime_ns
+
+
+@lru_cache(maxsize=256)
+def _tables(file: str, modified_ns: int) -> tuple[str, ...]:
+    """Tables that a notebook makes; none if the file is no notebook, so that a broken one concerns its own alone."""
+    try:
+        cells = _parsed(file, modified_ns)
+    except (KeyError, TypeError, ValueError):
+        return ()
+    return tuple(table for _, tree in cells for table, _ in _runs(tree))
 
 
 @lru_cache(maxsize=256)
 def _parsed(file: str, modified_ns: int) -> Cells:
-    """(whether it is the parameters cell, its code) of each code cell, without the lines that only IPython reads."""
+    """(whether it is the parameters cell, its code) of each code cell that is Python, without IPython's own lines."""
     with open(file, encoding="utf-8") as opened:
         cells = json.load(opened)["cells"]
     parsed = []
@@ -136,7 +150,8 @@ def _parsed(file: str, modified_ns: int) -> Cells:
         if cell["cell_type"] == "code":
             lines = "".join(cell["source"]).splitlines()
             code = "\n".join("pass" if line.startswith(("%", "!")) else line for line in lines)
-            parsed.append(("parameters" in cell["metadata"].get("tags", []), ast.parse(code)))
+            with suppress(SyntaxError):  # `%%bash`, `name?`: no call that could be read
+                parsed.append(("parameters" in cell["metadata"].get("tags", []), ast.parse(code)))
     return tuple(parsed)
 
 

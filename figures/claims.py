@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
 
 import pandas as pd
@@ -45,6 +46,9 @@ COLUMNS = (
 )
 
 
+JudgedTable = tuple[pd.DataFrame | None, str, str]
+
+
 @dataclass(frozen=True)
 class CheckedClaim:
     """A claim with the value that a profile's table gives (None if it cannot) and the state that follows.
@@ -65,18 +69,18 @@ def check(claim: Claim | str, profile: str) -> CheckedClaim:
     `other parameters`: the table was made with other parameters than the profile's; nothing is computed from it.
     `error`: the value cannot be computed from the table.
     """
-    if isinstance(claim, str):
-        claim = get(claim)
+    claim = get(claim) if isinstance(claim, str) else claim
+    return _check(claim, _judged_table(claim.table, profile))
+
+
+def _check(claim: Claim, read_table: JudgedTable) -> CheckedClaim:
     if claim.needs is not None:
         return CheckedClaim(claim, None, f"needs {claim.needs}", claim.reason)
     assert claim.reproduced is not None
+    table, state, reason = read_table
+    if table is None:
+        return CheckedClaim(claim, None, state, reason)
     try:
-        table, record = results.load(claim.table, profile), results.provenance(claim.table, profile)
-    except FileNotFoundError:
-        return CheckedClaim(claim, None, NOT_RUN)
-    try:
-        if others := calls.other_parameters(claim.table, profile, record):
-            return CheckedClaim(claim, None, OTHER_PARAMETERS, f"made with {others}")
         value = float(claim.metric()(table))
     except Exception as error:
         return CheckedClaim(claim, None, ERROR, f"{type(error).__name__}: {error}")
@@ -88,17 +92,30 @@ def check(claim: Claim | str, profile: str) -> CheckedClaim:
     return CheckedClaim(claim, value, DIRECTION if holds else DIFFERS, claim.reason)
 
 
+def _judged_table(name: str, profile: str) -> JudgedTable:
+    """The table if claims may be judged on it; otherwise their state, and why. A damaged file is an `error` too."""
+    try:
+        if others := calls.other_parameters(name, profile, results.provenance(name, profile)):
+            return None, OTHER_PARAMETERS, f"made with {others}"
+        return results.load(name, profile), "", ""
+    except FileNotFoundError:
+        return None, NOT_RUN, ""
+    except Exception as error:
+        return None, ERROR, f"{type(error).__name__}: {error}"
+
+
 def scorecard(profile: str = "reference", notebook: str | None = None) -> pd.DataFrame:
     """One row a claim, in the order of claims.toml; with `notebook`, the claims of that notebook only.
 
     Raises: ValueError on an unknown profile, or a claims.toml that is not valid
     """
     paths.results(profile)  # refuses an unknown profile, even where no claim has a table yet
+    read_table = cache(partial(_judged_table, profile=profile))
     rows = []
     for claim in read():
         if notebook not in (None, claim.notebook):
             continue
-        checked = check(claim, profile)
+        checked = _check(claim, read_table(claim.table))
         rows.append(
             {
                 "id": claim.id,

@@ -23,6 +23,11 @@ def test_the_value_of_a_claim_can_be_called(claim):
     assert callable(claim.metric())
 
 
+def test_two_notebooks_never_make_one_table():
+    made = [table for name in calls.names() for table in calls.tables_of(name)]
+    assert len(made) == len(set(made))
+
+
 @pytest.mark.parametrize("table", calls.tables())
 def test_what_a_notebook_passes_can_be_read_in_every_profile(table):
     for profile in ("quick", "full"):

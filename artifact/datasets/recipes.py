@@ -173,7 +173,7 @@ def _tokens_and_segments(
 
 
 def _request(request: dict[str, Any]) -> dict[str, Any]:
-    """A request, or a sub-agent with requests of its own."""
+    """A request, or a sub-agent and its requests."""
     if "requests" in request:
         return _kept(request, SUBAGENT_FIELDS) | {"requests": list(map(_request, request["requests"]))}
     runs: list[list[int]] = []

@@ -78,7 +78,7 @@ def partition(
 
 
 def run_testbed(
-    workers: Annotated[int, Option(min=1, max=250, help="ranks, each behind a link of its own")] = 8,
+    workers: Annotated[int, Option(min=1, max=250, help="ranks, each behind its own link")] = 8,
     rate: Annotated[str, Option(help="rate of each link, both ways: 200mbit, 1gbit")] = "200mbit",
     workload: Annotated[str, Option(help=WORKLOADS)] = "zipf",
     systems: Annotated[str | None, Option(help="schemes, torch-allreduce, torch-sparse; with commas between")] = None,

@@ -309,11 +309,50 @@ def test_options_that_a_notebook_spreads_are_merged(project):
     assert calls.passed("12_more", "quick") == {"a": 1, "b": 2}
 
 
-def test_a_table_is_made_by_one_notebook(project):
-    source = (project / "notebooks" / "11_hits.ipynb").read_bytes()
-    (project / "notebooks" / "12_again.ipynb").write_bytes(source)
-    with pytest.raises(ValueError, match="table 11_hits must be made by one notebook, got 11_hits and 12_again"):
-        calls.tables()
+def test_a_copy_of_a_notebook_changes_no_definition(project):
+    source = (project / "notebooks" / "11_hits.ipynb").read_text()
+    (project / "notebooks" / "11_hits-Copy1.ipynb").write_text(source.replace("[16, 32]", "[64]"))
+    assert calls.tables() == {"11_hits": "11_hits", "13_ttft": "13_ttft"}
+    assert calls.passed("11_hits", "quick")["blocks"] == [16, 32]
+    ran(7.3)
+    assert claims.scorecard("reference")["state"].tolist() == ["reproduced", "needs GPU"]
+
+
+@pytest.mark.parametrize("content", ["", "{}", '{"cells": [{}]}', "[1]"])
+def test_a_broken_notebook_concerns_its_own_claims_alone(project, content):
+    (project / "notebooks" / "13_ttft.ipynb").write_text(content)
+    ran(7.3)
+    card = claims.scorecard("reference")
+    assert card["state"].tolist() == ["reproduced", "needs GPU"] and card["notebook"].tolist() == ["11_hits", ""]
+
+
+def test_cells_that_are_not_python_are_passed_over(project):
+    notebook = nbformat.read(project / "notebooks" / "11_hits.ipynb", as_version=4)
+    notebook.cells[1:1] = [new_code_cell("%%bash\nls *.txt | wc"), new_code_cell("len?"), new_code_cell("!ls")]
+    nbformat.write(notebook, project / "notebooks" / "11_hits.ipynb")
+    assert calls.passed("11_hits", "quick") == {"blocks": [16, 32], "seeds": 3}
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut off", "no record"])
+def test_a_damaged_table_is_an_error_of_its_claims_and_never_the_end_of_the_scorecard(project, damage):
+    ran(7.3)
+    file = results.file("11_hits", "reference")
+    if damage == "no record":
+        pd.DataFrame({"ratio": [7.3]}).to_parquet(file)
+    else:
+        file.write_bytes(b"" if damage == "empty" else file.read_bytes()[:-40])
+    card = claims.scorecard("reference")
+    assert card["state"].tolist() == ["error", "needs GPU"] and card["reason"][0]
+
+
+def test_a_table_is_read_once_for_all_its_claims(project, monkeypatch):
+    again = TOML[TOML.index("[11_hits.marconi") :].replace("marconi-fig7", "marconi-fig8")
+    (project / "claims.toml").write_text(TOML + again)
+    ran(7.3)
+    loaded, load = [], results.load
+    monkeypatch.setattr(results, "load", lambda *arguments: loaded.append(arguments) or load(*arguments))
+    assert len(claims.scorecard("reference")) == 2
+    assert loaded == [("11_hits", "reference")]
 
 
 def test_the_papers_value_is_read_from_the_claim(project):

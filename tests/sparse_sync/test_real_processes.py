@@ -267,7 +267,7 @@ CHOICES = {
 
 @pytest.fixture(scope="module")
 def hooked():
-    """Of two ranks, in one launch: gradients by top-k, and the schemes chosen by each of CHOICES."""
+    """Top-k gradients of two ranks, and the schemes chosen by each of CHOICES, in one launch."""
     return launch.run(
         lambda rank, n: (
             top_k_gradients(rank, n),
